@@ -1,0 +1,1 @@
+"""Architectures: encoders, fusion stacks and the model that joins them. No losses."""

@@ -1,0 +1,1 @@
+"""Ways of fusing image and text, one file each; each exports `Fusion`."""

@@ -1,0 +1,55 @@
+"""Text tokens that attend to image tokens in every layer (ALBEF, CoCa).
+
+ALBEF: the upper half of BERT with cross-attention, https://arxiv.org/abs/2107.07651.
+"""
+
+import flax.linen as nn
+
+from vlp_jax.models import tokens as tokens_lib
+from vlp_jax.nn import attention as attention_lib
+from vlp_jax.nn import block
+from vlp_jax.nn import linear
+from vlp_jax.ops import mask as mask_lib
+
+
+class Fusion(nn.Module):
+  """Text Tokens [B, L, D] fused with image Tokens [B, S, D'] -> Tokens [B, L, D].
+
+  Attributes:
+    depth, num_heads, mlp_dim: sizes of the stack; its width is the text's.
+    norm: "post" (BERT) or "pre", which adds a norm at the end.
+  """
+
+  depth: int
+  num_heads: int
+  mlp_dim: int
+  norm: block.Norm = "post"
+  norm_eps: float = 1e-12
+  act: block.Activation = "gelu"
+  dropout: float = 0.0
+  dropout_attention: float = 0.0
+  drop_path: float = 0.0
+  backend: attention_lib.Backend = "auto"
+  init_std: float | None = 0.02
+  remat: block.Remat = "none"
+  unroll: int = 1
+  dtype: str = "float32"
+
+  def setup(self):
+    self.blocks = block.stack(self)
+    if self.norm == "pre":
+      self.last_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm")
+
+  def __call__(
+    self,
+    image: tokens_lib.Tokens,
+    text: tokens_lib.Tokens,
+    *,
+    attention: mask_lib.Attention = "bidirectional",
+    train: bool = False,
+  ) -> tokens_lib.Tokens:
+    seen = mask_lib.attention(text.mask, attention)
+    patches = mask_lib.attention(image.mask, "bidirectional")
+    x = block.run(self, text.x, seen, image.x, patches, train=train)
+    x = self.last_norm(x) if self.norm == "pre" else x
+    return tokens_lib.Tokens(x, text.mask)

@@ -1,0 +1,127 @@
+"""Vision Transformer (Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929).
+
+Shape letters: B batch, P patches, K pixels of a patch, D width, L = P (+ 1).
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vlp_jax.models import tokens as tokens_lib
+from vlp_jax.nn import attention as attention_lib
+from vlp_jax.nn import axes
+from vlp_jax.nn import block
+from vlp_jax.nn import linear
+from vlp_jax.nn import pool as pool_lib
+from vlp_jax.ops import posembed
+
+
+class Encoder(nn.Module):
+  """Image [B, R, R, 3] -> Tokens of [B, P (+ 1), D].
+
+  Attributes:
+    width, depth, num_heads, mlp_dim: sizes of the stack.
+    patch: side of a patch in pixels. res: side of the image that `posemb` is for.
+    class_token: prepends a learned token.
+    pool: how `pool` makes one vector of the tokens.
+    posemb: learned table, or fixed sin-cos of MAE. Images of another size than `res`
+      get the learned table resampled, bicubic, as ALBEF does.
+    norm_pre: a layer norm before the blocks (CLIP).
+  """
+
+  width: int
+  depth: int
+  num_heads: int
+  mlp_dim: int
+  patch: int
+  res: int
+  class_token: bool = True
+  pool: pool_lib.Kind = "first"
+  posemb: Literal["learned", "sincos2d"] = "learned"
+  norm: block.Norm = "pre"
+  norm_eps: float = 1e-6
+  norm_pre: bool = False
+  act: block.Activation = "gelu"
+  dropout: float = 0.0
+  dropout_attention: float = 0.0
+  drop_path: float = 0.0
+  backend: attention_lib.Backend = "auto"
+  init_std: float | None = 0.02
+  remat: block.Remat = "none"
+  unroll: int = 1
+  dtype: str = "float32"
+
+  def setup(self):
+    if self.res % self.patch:
+      raise ValueError(
+        f"model.image.res={self.res} is not a multiple of model.image.patch={self.patch}."
+      )
+    if self.pool == "first" and not self.class_token:
+      raise ValueError('model.image.pool="first" needs model.image.class_token=True.')
+    pixels = self.patch**2 * 3
+    self.patch_embed = linear.Linear(
+      "BPK,KD->BPD",
+      (pixels, self.width),
+      ("patch", "embed"),
+      init_std=self.init_std,
+      dtype=self.dtype,
+      name="patch",
+    )
+    prefix = int(self.class_token)
+    grid = self.res // self.patch
+    small = axes.kernel_init(0.02, self.width)
+    if self.class_token:
+      self.cls = self.param("cls", axes.boxed(small, "embed"), (self.width,))
+    if self.posemb == "learned":
+      table = axes.boxed(small, "pos", "embed")
+      self.table = self.param("posemb", table, (prefix + grid**2, self.width))
+    if self.norm_pre:
+      self.first_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm_pre")
+    self.drop = nn.Dropout(self.dropout)
+    self.blocks = block.stack(self)
+    if self.norm == "pre":
+      self.last_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm")
+    if self.pool == "map":
+      self.pooler = pool_lib.MapPool(
+        self.num_heads, self.mlp_dim, self.norm_eps, self.dtype, name="map_pool"
+      )
+
+  def __call__(self, image: jax.Array, *, train: bool = False) -> tokens_lib.Tokens:
+    """image float [B, R, R, 3], normalised."""
+    x = self.patch_embed(patchify(image, self.patch))
+    grid = image.shape[1] // self.patch
+    prefix = int(self.class_token)
+    if self.class_token:
+      cls = jnp.broadcast_to(self.cls.astype(x.dtype), (x.shape[0], 1, self.width))
+      x = jnp.concatenate([cls, x], axis=1)
+    if self.posemb == "sincos2d":
+      table = jnp.asarray(posembed.sincos2d(grid, self.width))
+      table = jnp.pad(table, ((prefix, 0), (0, 0)))
+    elif grid == self.res // self.patch:
+      table = self.table
+    else:
+      table = posembed.resize_posembed(self.table, grid, prefix=prefix)
+    x = axes.constrain(x + table.astype(x.dtype), "batch", "length", "act_embed")
+    if self.norm_pre:
+      x = self.first_norm(x)
+    x = self.drop(x, deterministic=not train)
+    x = block.run(self, x, train=train)
+    return tokens_lib.Tokens(self.last_norm(x) if self.norm == "pre" else x)
+
+  def pooled(self, tokens: tokens_lib.Tokens) -> jax.Array:
+    """[B, L, D] -> [B, D]."""
+    if self.pool == "map":
+      return self.pooler(tokens.x, tokens.mask)
+    return pool_lib.pool(tokens.x, tokens.mask, self.pool)
+
+
+def patchify(image: jax.Array, patch: int) -> jax.Array:
+  """[B, R, R, 3] -> [B, P, K]: patches by rows, pixels by (row, column, channel)."""
+  batch, height, width, channels = image.shape
+  if height % patch or width % patch:
+    raise ValueError(f"image of {height}x{width} is not made of {patch}-pixel patches.")
+  x = image.reshape(batch, height // patch, patch, width // patch, patch, channels)
+  x = x.transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(batch, -1, patch * patch * channels)

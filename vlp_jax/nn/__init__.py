@@ -1,0 +1,1 @@
+"""Layers, and the only place where logical axis names stand."""

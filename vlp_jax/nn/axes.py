@@ -1,0 +1,36 @@
+"""Logical names of array axes, on parameters and on activations.
+
+Parameters: embed, heads, head_dim, mlp, vocab, layers, patch, proj, pos.
+Activations: batch, length, act_embed, act_heads, act_mlp. `queue` is a memory's rows.
+The mesh axis each stands for is a table in the config (`sharding.rules`).
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def boxed(init: Callable, *axes: str | None) -> Callable:
+  """An initialiser whose result carries the logical names of its axes."""
+  return nn.with_logical_partitioning(init, axes)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+  """Asks the partitioner to shard an activation as its logical axes say."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x
+  return jax.lax.with_sharding_constraint(x, nn.logical_to_mesh_axes(axes))
+
+
+def kernel_init(std: float | None, fan_in: int) -> Callable:
+  """Truncated normal of deviation `std`, or 1 / sqrt(fan_in) where it is None."""
+  std = fan_in**-0.5 if std is None else std
+
+  def init(key, shape, dtype=jnp.float32):
+    # timm's and BERT's: cut at two deviations (BERT cuts nothing; the tail is 5 %).
+    return std * jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
+
+  return init

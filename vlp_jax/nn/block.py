@@ -1,0 +1,169 @@
+"""Transformer blocks, scanned over layers.
+
+Shape letters: B batch, L length, S memory length, D width, F mlp.
+"""
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vlp_jax.nn import attention as attention_lib
+from vlp_jax.nn import axes
+from vlp_jax.nn import linear
+
+Norm = Literal["pre", "post"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
+Remat = Literal["none", "full", "dots", "dots_no_batch"]
+
+ACTIVATIONS = {
+  "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+  "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+  # OpenAI CLIP, model.py QuickGELU.
+  "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+  "relu": jax.nn.relu,
+  "silu": jax.nn.silu,
+}
+
+REMAT = {
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_saveable,
+  "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Mlp(nn.Module):
+  """Two linear maps with an activation between: D -> F -> D."""
+
+  mlp_dim: int
+  act: Activation = "gelu"
+  init_std: float | None = 0.02
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    width = x.shape[-1]
+    common = dict(init_std=self.init_std, dtype=self.dtype)
+    x = linear.Linear(
+      "BLD,DF->BLF", (width, self.mlp_dim), ("embed", "mlp"), name="up", **common
+    )(x)
+    x = axes.constrain(ACTIVATIONS[self.act](x), "batch", "length", "act_mlp")
+    return linear.Linear(
+      "BLF,FD->BLD", (self.mlp_dim, width), ("mlp", "embed"), name="down", **common
+    )(x)
+
+
+class Block(nn.Module):
+  """Self-attention, cross-attention where there is a memory, and an MLP.
+
+  norm="pre" is ViT's x + f(norm(x)); norm="post" is BERT's norm(x + f(x)).
+  """
+
+  num_heads: int
+  mlp_dim: int
+  norm: Norm = "pre"
+  norm_eps: float = 1e-6
+  act: Activation = "gelu"
+  dropout: float = 0.0
+  dropout_attention: float = 0.0
+  backend: attention_lib.Backend = "auto"
+  init_std: float | None = 0.02
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x, drop_path, mask, memory, memory_mask, train):
+    """x [B, L, D], drop_path f32 [], mask bool [B, 1, 1|L, L] or None,
+    memory [B, S, D'] or None, memory_mask bool [B, 1, 1, S] or None."""
+
+    def residual(x, norm_name, layer):
+      norm = linear.LayerNorm(self.norm_eps, self.dtype, name=norm_name)
+      y = layer(norm(x) if self.norm == "pre" else x)
+      y = nn.Dropout(self.dropout)(y, deterministic=not train)
+      y = drop_paths(self, y, drop_path, train=train)
+      return x + y if self.norm == "pre" else norm(x + y)
+
+    def attend(name, memory, mask):
+      layer = attention_lib.Attention(
+        self.num_heads,
+        self.backend,
+        self.dropout_attention,
+        self.init_std,
+        self.dtype,
+        name=name,
+      )
+      return lambda y: layer(y, memory, mask, train=train)
+
+    x = residual(x, "norm_attn", attend("attn", None, mask))
+    if memory is not None:
+      x = residual(x, "norm_cross", attend("cross", memory, memory_mask))
+    mlp = Mlp(self.mlp_dim, self.act, self.init_std, self.dtype, name="mlp")
+    x = residual(x, "norm_mlp", mlp)
+    return axes.constrain(x, "batch", "length", "act_embed"), None
+
+
+def drop_paths(module: nn.Module, y: jax.Array, rate, *, train: bool) -> jax.Array:
+  """Stochastic depth: drops the whole branch of an example, and scales the others.
+
+  `rate` is a number, or the float32 scalar that a scanned layer receives; None: off.
+  """
+  if rate is None or not train:
+    return y
+  keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, (y.shape[0], 1, 1))
+  return jnp.where(keep, y / (1.0 - rate), 0.0).astype(y.dtype)
+
+
+def stack(module: nn.Module) -> nn.Module:
+  """The scanned blocks of a tower: one `Block` whose parameters have an axis "layers".
+
+  For use in the tower's `setup`. Reads the tower's fields: those of `Block`, and
+    depth: number of layers.
+    drop_path: chance of dropping the last layer's branches; grows linearly from 0.
+    remat: what the backward pass keeps: "none" keeps all, "full" recomputes all,
+      "dots" keeps matrix products, "dots_no_batch" those without a batch axis.
+    unroll: layers per turn of the scan; more is faster to run, slower to compile.
+  """
+  block = Block
+  if module.remat != "none":
+    # 0 is the module itself, 6 is `train`.
+    block = nn.remat(
+      Block, prevent_cse=False, static_argnums=(6,), policy=REMAT[module.remat]
+    )
+  scanned = nn.scan(
+    block,
+    variable_axes={"params": 0, "attention": 0, "perturbations": 0},
+    split_rngs={"params": True, "dropout": True},
+    in_axes=(0 if module.drop_path else nn.broadcast,) + 4 * (nn.broadcast,),
+    length=module.depth,
+    unroll=min(module.unroll, module.depth),
+    metadata_params={nn.PARTITION_NAME: "layers"},
+  )
+  return scanned(**common_fields(module, Block))
+
+
+def run(
+  module: nn.Module,
+  x: jax.Array,
+  mask: jax.Array | None = None,
+  memory: jax.Array | None = None,
+  memory_mask: jax.Array | None = None,
+  *,
+  train: bool = False,
+) -> jax.Array:
+  """Runs `module.blocks`, made by `stack`, over x [B, L, D]."""
+  rates = None
+  if module.drop_path:
+    rates = jnp.linspace(0.0, module.drop_path, module.depth)
+  x = x.astype(module.dtype)
+  memory = None if memory is None else memory.astype(module.dtype)
+  x, _ = module.blocks(x, rates, mask, memory, memory_mask, train)
+  return x
+
+
+def common_fields(module: nn.Module, cls: type) -> dict[str, Any]:
+  """The fields of `cls` that `module` has too: how a tower hands its own down."""
+  return {
+    name: getattr(module, name)
+    for name in cls.__dataclass_fields__
+    if name not in ("parent", "name") and name in type(module).__dataclass_fields__
+  }

@@ -1,0 +1,63 @@
+"""From a sequence of tokens to one vector.
+
+Shape letters: B batch, L length, D width.
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vlp_jax.nn import attention as attention_lib
+from vlp_jax.nn import axes
+from vlp_jax.nn import block
+from vlp_jax.nn import linear
+
+Kind = Literal["first", "last", "mean", "map"]
+
+
+def pool(x: jax.Array, mask: jax.Array | None, kind: Kind) -> jax.Array:
+  """[B, L, D] -> [B, D] without parameters.
+
+  "first" is the class token; "last" the last real token (CLIP's end of text); "mean"
+  averages the real tokens.
+  """
+  if kind == "first":
+    return x[:, 0]
+  if kind == "last":
+    if mask is None:
+      return x[:, -1]
+    last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+    return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+  if mask is None:
+    return x.mean(axis=1)
+  weight = mask[..., None].astype(jnp.float32)
+  return ((x * weight).sum(axis=1) / weight.sum(axis=1)).astype(x.dtype)
+
+
+class MapPool(nn.Module):
+  """kind "map": a learned query attends to the tokens, and an MLP.
+
+  Multi-head attention pooling of Zhai et al. 2022 (big_vision, vit.py MAPHead).
+  """
+
+  num_heads: int
+  mlp_dim: int
+  norm_eps: float = 1e-6
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """[B, L, D] -> [B, D]."""
+    width = x.shape[-1]
+    init = axes.boxed(nn.initializers.xavier_uniform(), None, "embed")
+    probe = self.param("probe", init, (1, width)).astype(self.dtype)
+    probe = jnp.broadcast_to(probe[None], (x.shape[0], 1, width))
+    keys = None if mask is None else mask[:, None, None, :]
+    y = attention_lib.Attention(
+      self.num_heads, init_std=None, dtype=self.dtype, name="attn"
+    )(probe, x, keys)
+    z = linear.LayerNorm(self.norm_eps, self.dtype, name="norm")(y)
+    mlp = block.Mlp(self.mlp_dim, init_std=None, dtype=self.dtype, name="mlp")
+    return (y + mlp(z))[:, 0]

@@ -1,0 +1,1 @@
+"""Losses with their heads, one file each; each exports `Objective`."""

@@ -1,0 +1,96 @@
+"""Image-text matching: does this text belong to this image?
+
+ALBEF (Li 2021, section 3.2): one positive pair, and two negatives mined by contrastive
+similarity, for each row of the batch; official models/model_pretrain.py. UNITER and
+ViLT replace at random.
+
+Shape letters: B batch, L length, S image tokens, D width, C = 2 classes.
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vlp_jax.models import tokens as tokens_lib
+from vlp_jax.nn import linear
+from vlp_jax.ops import mask as mask_lib
+from vlp_jax.ops import reduce
+
+
+class Objective(nn.Module):
+  """Classifies fused pairs as matching (class 1) or not (class 0).
+
+  Attributes:
+    width: of the fused tokens, handed in by `build`.
+    negatives: "hard" draws from the softmax of contrastive similarity, "random"
+      evenly.
+    group: negatives come from within runs of so many rows (ALBEF: 64, the batch of
+      one of its GPUs); None: from the global batch.
+    exclude: "image" never takes a text of the same image for a negative, "pair" only
+      leaves out the row itself (ALBEF's pretraining code).
+  """
+
+  width: int
+  negatives: Literal["hard", "random"] = "hard"
+  group: int | None = None
+  exclude: Literal["image", "pair"] = "image"
+
+  def setup(self):
+    self.head = linear.Linear("BD,DC->BC", (self.width, 2), ("embed", None))
+
+  def __call__(self, model, enc, batch, *, teacher=None, train=False):
+    image_of_text, text_of_image, found = self.mine(model, enc, batch, teacher)
+    return self.loss(model, enc, image_of_text, text_of_image, found, train=train)
+
+  def mine(self, model, enc, batch, teacher):
+    """Negatives: (image for each text int32 [B], text for each image, found [B])."""
+    ids = batch["image_id"]
+    allowed = mask_lib.negatives_allowed(ids, group=self.group, matches=self.exclude)
+    t2i = i2t = jnp.zeros(allowed.shape, jnp.float32)
+    if self.negatives == "hard":
+      # The official code reuses ITC's similarities: live rows, teacher's columns.
+      other = enc if teacher is None else teacher.enc
+      scale = model.inverse_temperature()
+      i2t = jax.lax.stop_gradient(scale * enc.zimg @ other.ztxt.T)
+      t2i = jax.lax.stop_gradient(scale * enc.ztxt @ other.zimg.T)
+    image_key, text_key = jax.random.split(self.make_rng("sample"))
+    image_of_text, found = mask_lib.draw_negatives(image_key, t2i, allowed)
+    text_of_image, _ = mask_lib.draw_negatives(text_key, i2t, allowed)
+    return image_of_text, text_of_image, found
+
+  def loss(self, model, enc, image_of_text, text_of_image, found, *, train):
+    """Cross-entropy over B positives and 2 B negatives, fused in one pass."""
+    image, text = enc.image, enc.text
+    pairs_image = _stack(image, _take(image, image_of_text), image)
+    pairs_text = _stack(text, text, _take(text, text_of_image))
+    logits = self.logits(model, pairs_image, pairs_text, train=train)
+    batch = found.shape[0]
+    labels = jnp.concatenate([jnp.ones(batch), jnp.zeros(2 * batch)]).astype(jnp.int32)
+    weight = jnp.concatenate([jnp.ones_like(found), found, found])
+    logp = jax.nn.log_softmax(logits, axis=1)
+    losses = -jnp.take_along_axis(logp, labels[:, None], axis=1)[:, 0]
+    right = jnp.argmax(logits, axis=1) == labels
+    return reduce.Mean.of(losses, weight), {"accuracy": reduce.Mean.of(right, weight)}
+
+  def logits(self, model, image, text, *, train=False):
+    """float32 [B, 2] of pairs of image and text Tokens."""
+    fused = model.fuse(image, text, train=train)
+    return self.head(fused.x[:, 0]).astype(jnp.float32)
+
+  def score(self, model, image, text):
+    """float32 [B]: the logit of "match", by which ALBEF's evaluation ranks."""
+    return self.logits(model, image, text)[:, 1]
+
+
+def _take(tokens, rows):
+  mask = None if tokens.mask is None else tokens.mask[rows]
+  return tokens_lib.Tokens(tokens.x[rows], mask)
+
+
+def _stack(*parts):
+  mask = None
+  if parts[0].mask is not None:
+    mask = jnp.concatenate([part.mask for part in parts])
+  return tokens_lib.Tokens(jnp.concatenate([part.x for part in parts]), mask)

@@ -1,0 +1,134 @@
+"""Masked language modelling conditioned on the image.
+
+BERT's corruption (Devlin 2019) and head, soft labels of the teacher as in ALBEF
+(Li 2021, eq. 7; official models/xbert.py BertForMaskedLM).
+
+Shape letters: B batch, L length, M predicted positions of a row, D width, V vocabulary.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vlp_jax.nn import ask
+from vlp_jax.nn import axes
+from vlp_jax.nn import block
+from vlp_jax.nn import linear
+from vlp_jax.ops import mask as mask_lib
+from vlp_jax.ops import reduce
+from vlp_jax.ops import schedule
+
+
+class Objective(nn.Module):
+  """Predicts masked pieces of the text from the rest and from the image.
+
+  Attributes:
+    vocab, width: of the tokenizer and of the fused tokens, handed in by `build`.
+    rate: chance of a piece (or word) to be predicted.
+    whole_word: masks all pieces of a word together.
+    distill, distill_ramp: alpha of the teacher's distribution, as in ITC.
+    max_masked: M, at most so many predictions a row, which alone go through the
+      vocabulary's matrix; None: any number, and the matrix sees every position.
+    act, norm_eps: of the head.
+  """
+
+  vocab: Any
+  width: int
+  rate: float = 0.15
+  whole_word: bool = False
+  distill: float = 0.0
+  distill_ramp: schedule.Duration = 0
+  max_masked: int | None = None
+  act: block.Activation = "gelu"
+  norm_eps: float = 1e-12
+  init_std: float | None = 0.02
+
+  def setup(self):
+    width = self.width
+    self.dense = linear.Linear(
+      "BLD,DE->BLE", (width, width), ("embed", "proj"), init_std=self.init_std
+    )
+    self.norm = linear.LayerNorm(self.norm_eps)
+    zeros = axes.boxed(nn.initializers.zeros_init(), "vocab")
+    self.bias = self.param("bias", zeros, (self.vocab.size,))
+
+  def __call__(self, model, enc, batch, *, teacher=None, train=False):
+    ids, predicted = self.corrupt(batch)
+    labels = batch["text"]
+    return self.loss(
+      model, enc, ids, batch["text_mask"], labels, predicted, teacher, train=train
+    )
+
+  def corrupt(self, batch):
+    """(corrupted ids int32 [B, L], predicted bool [B, L]) of a batch."""
+    ids = batch["text"]
+    special = jnp.isin(ids, jnp.asarray(self.vocab.special))
+    continuation = None
+    if self.whole_word:
+      continuation = jnp.isin(ids, jnp.asarray(self.vocab.continuation))
+    return mask_lib.mlm_corrupt(
+      self.make_rng("mask"),
+      ids,
+      batch["text_mask"] & ~special,
+      rate=self.rate,
+      mask_id=self.vocab.mask,
+      vocab_size=self.vocab.size,
+      continuation_BL=continuation,
+      max_masked=self.max_masked,
+    )
+
+  def loss(self, model, enc, ids, mask, labels, predicted, teacher, *, train):
+    """Mean cross-entropy of the predicted positions, and its metrics."""
+    if self.distill and teacher is None and train:
+      raise ValueError(
+        "objectives.mlm.distill wants a teacher: set ema_decay, e.g. 0.995."
+      )
+    at, weight = positions(predicted, self.max_masked)
+    labels = jnp.take_along_axis(labels, at, axis=1)
+    logits = self._read(ask.Live(train), model, enc.image, ids, mask, at)
+    logp = jax.nn.log_softmax(logits, axis=-1)
+    hard = -jnp.take_along_axis(logp, labels[..., None], axis=-1)[..., 0]
+    losses = hard
+    if self.distill and teacher is not None:
+      soft = self._read(teacher, model, teacher.enc.image, ids, mask, at)
+      distilled = -jnp.sum(jax.nn.softmax(soft, axis=-1) * logp, axis=-1)
+      alpha = schedule.ramp(enc.step, self.distill, self.distill_ramp)
+      losses = (1.0 - alpha) * hard + alpha * distilled
+    right = jnp.argmax(logits, axis=-1) == labels
+    return reduce.Mean.of(losses, weight), {
+      "accuracy": reduce.Mean.of(right, weight),
+      "hard": reduce.Mean.of(hard, weight),
+    }
+
+  def predict(self, model, ids, mask, image):
+    """float32 [B, L, V]: logits at every position of (masked) ids, given the image."""
+    at = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+    return self._read(ask.Live(), model, image, ids, mask, at)
+
+  def _read(self, call, model, image, ids, mask, at):
+    """float32 [B, M, V] at positions `at`, by the live modules or by the teacher."""
+    text = call(model, "encode_text", ids, mask)
+    x = call(model, "fuse", image, text).x
+    x = call(self, "transform", jnp.take_along_axis(x, at[..., None], axis=1))
+    return call(model, "word_logits", x) + call(self, "offset")
+
+  def transform(self, x):
+    """[B, M, D] -> [B, M, D]: BERT's dense layer, activation and norm."""
+    return self.norm(block.ACTIVATIONS[self.act](self.dense(x)))
+
+  def offset(self):
+    """float32 [V], the bias of each word."""
+    return self.bias
+
+
+def positions(predicted: jax.Array, most: int | None) -> tuple[jax.Array, jax.Array]:
+  """(int32 [B, M] positions, float32 [B, M] weights): the predicted ones first."""
+  length = predicted.shape[1]
+  if most is None or most >= length:
+    at = jnp.broadcast_to(jnp.arange(length), predicted.shape)
+    return at, predicted.astype(jnp.float32)
+  # A stable sort keeps the order of the text.
+  at = jnp.argsort(~predicted, axis=1, stable=True)[:, :most]
+  return at, jnp.take_along_axis(predicted, at, axis=1).astype(jnp.float32)

@@ -1,0 +1,30 @@
+"""Means that are divided once, so padding, microbatches and hosts cannot skew them."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+@flax.struct.dataclass
+class Mean:
+  """A sum and the weight it is to be divided by; both float32 scalars."""
+
+  total: jax.Array
+  weight: jax.Array
+
+  @classmethod
+  def of(cls, values: jax.Array, weight: jax.Array | None = None) -> "Mean":
+    """The mean of `values`, each counted by `weight` (same shape; default one)."""
+    values = jnp.asarray(values, jnp.float32)
+    if weight is None:
+      return cls(values.sum(), jnp.float32(values.size))
+    weight = jnp.broadcast_to(weight, values.shape).astype(jnp.float32)
+    # A weight of zero hides the value altogether, also when it is not finite.
+    return cls(jnp.where(weight > 0, values * weight, 0.0).sum(), weight.sum())
+
+  def __add__(self, other: "Mean") -> "Mean":
+    return Mean(self.total + other.total, self.weight + other.weight)
+
+  def value(self) -> jax.Array:
+    """The quotient; zero where nothing was counted."""
+    return self.total / jnp.maximum(self.weight, 1e-9)
