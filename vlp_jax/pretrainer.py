@@ -70,7 +70,9 @@ class Pretrainer(nn.Module):
     teacher = None
     if teacher_params is not None:
       teacher = ask_lib.Teacher(teacher_params)
-      teacher = dataclasses.replace(teacher, enc=encode(self.model, teacher, batch, step))
+      teacher = dataclasses.replace(
+        teacher, enc=encode(self.model, teacher, batch, step)
+      )
     total = jnp.float32(0.0)
     metrics = {}
     for name, objective in self.objectives.items():

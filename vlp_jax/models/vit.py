@@ -56,7 +56,7 @@ class Encoder(nn.Module):
   def setup(self):
     if self.res % self.patch:
       raise ValueError(
-        f"model.image.res={self.res} is not a multiple of model.image.patch={self.patch}."
+        f"model.image: res={self.res} is not a multiple of patch={self.patch}."
       )
     if self.pool == "first" and not self.class_token:
       raise ValueError('model.image.pool="first" needs model.image.class_token=True.')

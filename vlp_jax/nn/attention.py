@@ -49,7 +49,9 @@ class Attention(nn.Module):
     memory = x if memory is None else memory
     width = x.shape[-1]
     if width % self.num_heads:
-      raise ValueError(f"width {width} is not a multiple of num_heads {self.num_heads}.")
+      raise ValueError(
+        f"width {width} is not a multiple of num_heads {self.num_heads}."
+      )
     heads = (self.num_heads, width // self.num_heads)
     common = dict(init_std=self.init_std, dtype=self.dtype)
 
@@ -65,7 +67,11 @@ class Attention(nn.Module):
     value = project("value", memory, "BSD,DNH->BSNH")
     mixed = self._attend(query, key, value, mask, train)
     out = linear.Linear(
-      "BLNH,NHD->BLD", (*heads, width), ("heads", "head_dim", "embed"), name="out", **common
+      "BLNH,NHD->BLD",
+      (*heads, width),
+      ("heads", "head_dim", "embed"),
+      name="out",
+      **common,
     )(mixed)
     return axes.constrain(out, "batch", "length", "act_embed")
 
@@ -82,8 +88,8 @@ class Attention(nn.Module):
     if backend != "einsum":
       if dropped:
         raise ValueError(
-          f'attention backend "{backend}" cannot drop weights out: set dropout_attention'
-          ' to 0, or backend to "einsum" or "auto".'
+          f'attention backend "{backend}" cannot drop weights out: set'
+          ' dropout_attention to 0, or backend to "einsum" or "auto".'
         )
       return jax.nn.dot_product_attention(
         query, key, value, mask=mask, implementation=backend

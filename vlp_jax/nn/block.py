@@ -109,7 +109,9 @@ def drop_paths(module: nn.Module, y: jax.Array, rate, *, train: bool) -> jax.Arr
   """
   if rate is None or not train:
     return y
-  keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, (y.shape[0], 1, 1))
+  keep = jax.random.bernoulli(
+    module.make_rng("dropout"), 1.0 - rate, (y.shape[0], 1, 1)
+  )
   return jnp.where(keep, y / (1.0 - rate), 0.0).astype(y.dtype)
 
 

@@ -1,7 +1,7 @@
 """Image-text contrast: softmax or sigmoid, momentum queues, soft targets.
 
 CLIP (Radford 2021), SigLIP (Zhai 2023), MoCo-style queues and soft targets of ALBEF
-(Li 2021, section 3.2 and 3.3; official models/model_pretrain.py and model_retrieval.py).
+(Li 2021, sections 3.2 and 3.3; official model_pretrain.py and model_retrieval.py).
 
 Shape letters: B batch, E embedding, Q queue, C candidates (B + Q).
 """
@@ -21,8 +21,8 @@ from vlp_jax.ops import schedule
 class Objective(nn.Module):
   """Pulls an image and its text together, apart from the rest of the global batch.
 
-  With a teacher, the candidates are the teacher's embeddings and, behind them, the
-  queue of its earlier ones; without one, the live embeddings.
+  The candidates are the live embeddings of the batch; with a queue or distillation they
+  are the teacher's and, behind them, the queue of its earlier ones.
 
   Attributes:
     loss: "softmax" (InfoNCE, both ways, averaged) or "sigmoid".
@@ -41,6 +41,8 @@ class Objective(nn.Module):
 
   @nn.compact
   def __call__(self, model, enc, batch, *, teacher=None, train=False):
+    if self.loss == "sigmoid" and (self.queue or self.distill):
+      raise ValueError('objectives.itc: loss="sigmoid" takes no queue and no distill.')
     if (self.queue or self.distill) and teacher is None and train:
       raise ValueError(
         "objectives.itc: queue and distill want a teacher: set ema_decay, e.g. 0.995."
@@ -48,7 +50,8 @@ class Objective(nn.Module):
     ids = batch["image_id"]
     if self.targets == "pair":
       ids = jnp.arange(ids.shape[0], dtype=jnp.int32)
-    other = enc if teacher is None else teacher.enc
+    momentum = bool(self.queue or self.distill) and teacher is not None
+    other = teacher.enc if momentum else enc
     scale = model.inverse_temperature()
     images, texts, id_all = self._candidates(other, ids, write=train)
 
@@ -68,7 +71,7 @@ class Objective(nn.Module):
 
     hard = contrastive.positives(ids, id_all)
     i2t_targets = t2i_targets = hard
-    if self.distill and teacher is not None:
+    if self.distill and momentum:
       alpha = schedule.ramp(enc.step, self.distill, self.distill_ramp)
       frozen = jax.lax.stop_gradient(scale)
       i2t_targets = contrastive.soften(hard, frozen * other.zimg @ texts.T, alpha)

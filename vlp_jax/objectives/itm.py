@@ -62,10 +62,8 @@ class Objective(nn.Module):
 
   def loss(self, model, enc, image_of_text, text_of_image, found, *, train):
     """Cross-entropy over B positives and 2 B negatives, fused in one pass."""
-    image, text = enc.image, enc.text
-    pairs_image = _stack(image, _take(image, image_of_text), image)
-    pairs_text = _stack(text, text, _take(text, text_of_image))
-    logits = self.logits(model, pairs_image, pairs_text, train=train)
+    images, texts = self.pairs(enc, image_of_text, text_of_image)
+    logits = self.logits(model, images, texts, train=train)
     batch = found.shape[0]
     labels = jnp.concatenate([jnp.ones(batch), jnp.zeros(2 * batch)]).astype(jnp.int32)
     weight = jnp.concatenate([jnp.ones_like(found), found, found])
@@ -73,6 +71,12 @@ class Objective(nn.Module):
     losses = -jnp.take_along_axis(logp, labels[:, None], axis=1)[:, 0]
     right = jnp.argmax(logits, axis=1) == labels
     return reduce.Mean.of(losses, weight), {"accuracy": reduce.Mean.of(right, weight)}
+
+  def pairs(self, enc, image_of_text, text_of_image):
+    """Tokens of 3 B images and texts: pairs, texts' negatives, images' negatives."""
+    image, text = enc.image, enc.text
+    images = _stack(image, _take(image, image_of_text), image)
+    return images, _stack(text, text, _take(text, text_of_image))
 
   def logits(self, model, image, text, *, train=False):
     """float32 [B, 2] of pairs of image and text Tokens."""

@@ -8,7 +8,9 @@ import jax
 
 def path_name(path: tuple) -> str:
   """The keys of a jax key path, joined by slashes."""
-  names = [getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))) for key in path]
+  names = [
+    getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))) for key in path
+  ]
   return "/".join(str(name) for name in names)
 
 

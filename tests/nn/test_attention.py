@@ -1,0 +1,105 @@
+"""One attention seam: every backend agrees with slow numpy and with the others."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vlp_jax.nn import attention
+
+B, L, S, D, N = 2, 5, 7, 16, 4
+
+
+def inputs(seed=0):
+  rng = np.random.default_rng(seed)
+  x = jnp.asarray(rng.normal(size=(B, L, D)), jnp.float32)
+  memory = jnp.asarray(rng.normal(size=(B, S, D)), jnp.float32)
+  mask = jnp.asarray(np.arange(S) < np.array([[4], [7]]))[:, None, None, :]
+  return x, memory, mask
+
+
+def slow(params, x, memory, mask):
+  def heads(name, y):
+    p = params[name]
+    return np.einsum("bld,dnh->bnlh", y, p["kernel"]) + p["bias"][None, :, None, :]
+
+  q, k, v = heads("query", x), heads("key", memory), heads("value", memory)
+  logits = q @ k.transpose(0, 1, 3, 2) / np.sqrt(D // N)
+  logits = np.where(mask, logits, -np.inf)
+  weights = np.exp(logits - logits.max(-1, keepdims=True))
+  weights = weights / weights.sum(-1, keepdims=True)
+  out = np.einsum("bnlh,nhd->bld", weights @ v, params["out"]["kernel"])
+  return out + params["out"]["bias"], weights
+
+
+def layer(backend, **fields):
+  return attention.Attention(num_heads=N, backend=backend, init_std=None, **fields)
+
+
+@pytest.mark.parametrize("backend", ["auto", "einsum", "xla"])
+def test_backends_agree_with_numpy(backend):
+  x, memory, mask = inputs()
+  variables = nn.unbox(layer(backend).init(jax.random.key(0), x, memory, mask))
+  got = layer(backend).apply(variables, x, memory, mask)
+  params = jax.tree.map(np.asarray, variables["params"])
+  want, _ = slow(params, *map(np.asarray, (x, memory, mask)))
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_backends_have_the_same_gradients():
+  x, memory, mask = inputs()
+  variables = nn.unbox(layer("einsum").init(jax.random.key(0), x, memory, mask))
+  grads = [
+    jax.grad(lambda v, b=backend: (layer(b).apply(v, x, memory, mask) ** 2).sum())(
+      variables
+    )
+    for backend in ("einsum", "xla")
+  ]
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *grads
+  )
+
+
+def test_weights_are_sown_and_sum_to_one():
+  x, memory, mask = inputs()
+  variables = nn.unbox(layer("auto").init(jax.random.key(0), x, memory, mask))
+  _, sown = layer("auto").apply(variables, x, memory, mask, mutable=["attention"])
+  (weights,) = sown["attention"]["weights"]
+  params = jax.tree.map(np.asarray, variables["params"])
+  _, want = slow(params, *map(np.asarray, (x, memory, mask)))
+  np.testing.assert_allclose(weights, want, rtol=1e-4, atol=1e-6)
+
+
+def test_gradient_of_a_probe_is_the_gradient_of_the_map():
+  x, memory, mask = inputs()
+  variables = nn.unbox(layer("auto").init(jax.random.key(0), x, memory, mask))
+
+  def total(probe):
+    out = layer("auto").apply(
+      variables | {"perturbations": {"weights": probe}}, x, memory, mask
+    )
+    return out.sum()
+
+  grad = jax.grad(total)(jnp.zeros((B, N, L, S)))
+  params = jax.tree.map(np.asarray, variables["params"])
+  value = np.einsum("bsd,dnh->bnsh", memory, params["value"]["kernel"])
+  value = value + params["value"]["bias"][None, :, None, :]
+  # d(sum of out) / d(weight of key s) = value_s . (sum over D of the out kernel).
+  want = np.einsum("bnsh,nhd->bns", value, params["out"]["kernel"])
+  np.testing.assert_allclose(
+    grad, np.broadcast_to(want[:, :, None], grad.shape), rtol=1e-4, atol=1e-5
+  )
+
+
+def test_a_fast_backend_refuses_dropout():
+  x, memory, mask = inputs()
+  with pytest.raises(ValueError, match="cannot drop weights out"):
+    layer("xla", dropout=0.1).init(
+      {"params": jax.random.key(0)}, x, memory, mask, train=True
+    )
+
+
+def test_width_must_divide_into_heads():
+  with pytest.raises(ValueError, match="not a multiple of num_heads"):
+    attention.Attention(num_heads=3).init(jax.random.key(0), jnp.ones((1, 2, 16)))

@@ -1,0 +1,63 @@
+"""Position tables, against the official ALBEF and against slow numpy."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vlp_jax.ops import posembed
+
+REFERENCE = pathlib.Path(__file__).parents[1] / "reference" / "posembed" / "albef.npz"
+
+
+@pytest.mark.parametrize("grid", [3, 6, 9])
+def test_resize_is_that_of_official_albef(grid):
+  arrays = np.load(REFERENCE)
+  got = posembed.resize_posembed(arrays["table_4x4"][0], grid)
+  want = arrays[f"resized_{grid}x{grid}"][0]
+  # float32 here and there; the order of sums differs.
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+
+
+def test_resize_keeps_prefix_dtype_and_same_grid():
+  table = jnp.arange(18 * 4, dtype=jnp.bfloat16).reshape(18, 4)
+  got = posembed.resize_posembed(table, 5, prefix=2)
+  assert got.shape == (27, 4) and got.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(got[:2], table[:2])
+  assert posembed.resize_posembed(table, 4, prefix=2) is table
+  assert posembed.resize_posembed(table[2:], 2, prefix=0).shape == (4, 4)
+
+
+def test_resize_is_linear_and_traceable():
+  table = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+  resize = jax.jit(lambda x: posembed.resize_posembed(x, 5, prefix=0))
+  np.testing.assert_allclose(resize(2 * table), 2 * resize(table), rtol=1e-5)
+  # The weights of a sample sum to one: a constant table stays constant.
+  np.testing.assert_allclose(resize(np.ones_like(table)), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows, prefix", [(11, 1), (1, 1), (0, 1)])
+def test_resize_refuses_tables_of_no_square_grid(rows, prefix):
+  with pytest.raises(ValueError, match=f"{rows} rows"):
+    posembed.resize_posembed(np.zeros((rows, 4)), 3, prefix=prefix)
+
+
+def test_sincos2d_entry_by_entry():
+  got = posembed.sincos2d(3, 8)
+  assert got.shape == (9, 8) and got.dtype == np.float32
+  for y in range(3):
+    for x in range(3):
+      for i in range(2):
+        omega = 1 / 10_000 ** (i / 2)
+        row = got[3 * y + x]
+        want = [
+          np.sin(x * omega),
+          np.cos(x * omega),
+          np.sin(y * omega),
+          np.cos(y * omega),
+        ]
+        np.testing.assert_allclose(row[i::2], want, atol=1e-6)
+  with pytest.raises(ValueError, match="multiple of 4"):
+    posembed.sincos2d(3, 6)

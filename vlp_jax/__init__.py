@@ -1,0 +1,1 @@
+"""Vision-language pretraining in JAX and Flax."""

@@ -1,0 +1,1 @@
+"""From files to batches of numpy arrays: tf.data and compiled tokenizers, never jax."""

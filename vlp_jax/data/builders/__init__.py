@@ -1,0 +1,1 @@
+"""TFDS builders, one file each; each exports `Builder`. Written as ArrayRecord."""

@@ -1,0 +1,1 @@
+"""Random-access data sets, one file each; each exports `Source`."""

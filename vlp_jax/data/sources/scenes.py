@@ -1,0 +1,80 @@
+"""Rendered scenes, drawn when they are read. See data/scenes.py for what they show."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from vlp_jax.data import drawing
+from vlp_jax.data import scenes
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Scenes of one split; the same (seed, split, index) is the same picture anywhere.
+
+  Attributes:
+    split: "train", "val" or "test". The descriptions of val and test are held out:
+      each stands once, and none is in another split.
+    size: number of examples; None: 60,000 of train, 500 of val and test.
+    res: side of the square picture.
+    seed: of everything but the choice of held-out descriptions.
+    one: share of scenes with one thing instead of two.
+    twins: share of the held-out scenes of two things that come beside another with
+      the same words bound differently; see `scenes.split`.
+  """
+
+  split: str = "train"
+  size: int | None = None
+  res: int = 64
+  seed: int = 0
+  one: float = 0.2
+  twins: float = 0.5
+
+  def __post_init__(self):
+    scenes.size_of(self.split, self.size)
+    if self.res < drawing.MIN_RES:
+      raise ValueError(
+        f"source.res={self.res}: small shapes look alike below {drawing.MIN_RES}."
+      )
+    if self.seed < 0:
+      raise ValueError(f"source.seed={self.seed}: want 0 or more.")
+    _ = self.numbers  # a wrong share is told now, not at the first read
+
+  def __len__(self) -> int:
+    return scenes.size_of(self.split, self.size)
+
+  @functools.cached_property
+  def numbers(self) -> np.ndarray:
+    """int32: the descriptions of the split, see `scenes.split`."""
+    return scenes.split(self.split, one=self.one, twins=self.twins)
+
+  def read(self, indices: np.ndarray) -> list[dict]:
+    """Raw examples: image (PNG bytes), captions, image_id, key, words.
+
+    `image_id` is the number of the description: pictures of one description are no
+    negatives of each other's caption. `words` are those of the caption that depend on
+    the picture, in its order.
+    """
+    return [self._drawn(index, self._example(index)) for index in indices]
+
+  def captions(self, indices: np.ndarray) -> list[str]:
+    """The captions of `read(indices)` without drawing: what a tokenizer trains on."""
+    return [self._example(index).caption for index in indices]
+
+  def _drawn(self, index, example):
+    image = drawing.draw(scenes.scene(example.number), res=self.res, rng=example.rng)
+    return {
+      "image": drawing.png(image),
+      "captions": [example.caption],
+      "image_id": example.number,
+      "key": f"scenes/{self.split}/{int(index)}",
+      "words": scenes.words(example.caption),
+    }
+
+  def _example(self, index):
+    if not 0 <= index < len(self):
+      raise IndexError(f"scene {index} of {self.split}: want 0 … {len(self) - 1}.")
+    return scenes.example(
+      self.split, int(index), self.numbers, seed=self.seed, one=self.one
+    )

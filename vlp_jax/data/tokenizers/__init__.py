@@ -1,0 +1,1 @@
+"""From captions to ids, one file each; each exports `Tokenizer`."""

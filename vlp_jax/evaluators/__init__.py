@@ -1,0 +1,1 @@
+"""Measures on held-out data, one file each; each exports `Evaluator`."""

@@ -1,0 +1,165 @@
+"""Zero-shot image-text retrieval, by ITC alone and re-ranked by ITM.
+
+ALBEF's Retrieval.py, `evaluation` and `itm_eval`
+(https://github.com/salesforce/ALBEF, section 4 of arXiv:2107.07651).
+
+Shape letters: I images, T texts, K candidates.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from vlp_jax.data import pipeline
+from vlp_jax.evaluators import pairs
+from vlp_jax.evaluators import placement
+from vlp_jax.ops import metrics
+
+# Score of what was not re-ranked, in the official code.
+NOT_RANKED = -100.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What the last evaluation saw, for the report.
+
+  Attributes:
+    similarity: float32 [I, T], of ITC.
+    score_i2t, score_t2i: float32 [I, T] and [T, I], what the final ranking is made of:
+      ITM where it re-ranked, otherwise the similarity.
+    text_to_image: int [T], a row of the images.
+    captions: T strings. image_id, example_index: int [I].
+  """
+
+  similarity: np.ndarray
+  score_i2t: np.ndarray
+  score_t2i: np.ndarray
+  text_to_image: np.ndarray
+  captions: tuple[str, ...]
+  image_id: np.ndarray
+  example_index: np.ndarray
+
+
+@dataclasses.dataclass
+class Evaluator:
+  """Recall at k of all captions among all images, and the other way.
+
+  Examples that share an image id are one image with all their captions; an image
+  without a caption, and a caption without an image, are left out.
+
+  Attributes:
+    rerank: K, how many candidates of each query ITM scores anew; 0: ITC alone. Below
+      10 candidates, R@10 counts ties.
+    objective: the name of the ITM objective in the config.
+    add_similarity: adds the similarity to the ITM logit, as BLIP does; ALBEF does not.
+    pairs: how many are fused in one step; bounds memory.
+  """
+
+  rerank: int = 0
+  objective: str = "itm"
+  add_similarity: bool = False
+  pairs: int = 256
+
+  def setup(
+    self,
+    *,
+    pretrainer: Any,
+    source: Any,
+    tokenizer: Any,
+    pp: str,
+    mesh: jax.sharding.Mesh | None,
+    batch_size: int,
+  ) -> None:
+    """Binds model and data, and makes the functions that are compiled once."""
+    place = placement.Placement(mesh)
+    place.check(batch_size)
+    if self.rerank < 0:
+      raise ValueError(f"evals (retrieval): rerank={self.rerank}: want 0 or more.")
+    pairs.check(
+      "retrieval", self.pairs, self.objective if self.rerank else None, pretrainer
+    )
+    self.last = None
+    self._images = lambda: pipeline.eval_images(source, pp, batch_size=batch_size)
+    self._texts = lambda: pipeline.eval_texts(source, tokenizer, batch_size=batch_size)
+    # Tokens leave the device only for those who fuse them.
+    tokens = bool(self.rerank)
+    self._encode_images = pairs.image_encoder(
+      pretrainer, place, columns=("image_id", "example_index"), tokens=tokens
+    )
+    self._encode_texts = pairs.text_encoder(
+      pretrainer, place, columns=("image_id", "caption"), tokens=tokens
+    )
+
+    def score(m, images, texts):
+      return m.objectives[self.objective].score(m.model, images, texts)
+
+    self._score = pairs.fuser(pretrainer, place, score, step=self.pairs)
+
+  def __call__(self, params: Any) -> dict[str, float]:
+    """Percentages "itc/i2t_r1" … "itc/mean", "itm/…" where re-ranked, "chance/…"."""
+    images = self._encode_images(params, self._images())
+    texts = self._encode_texts(params, self._texts())
+    image_row, text_row, owner = match(images["image_id"], texts["image_id"])
+    images, texts = placement.take(images, image_row), placement.take(texts, text_row)
+    similarity = images["z"] @ texts["z"].T
+    out = _named("itc", metrics.retrieval_recall(similarity, similarity.T, owner))
+    i2t, t2i = similarity, similarity.T
+    if self.rerank:
+      i2t, t2i = self._rerank(params, similarity, images["tokens"], texts["tokens"])
+      out |= _named("itm", metrics.retrieval_recall(i2t, t2i, owner))
+    out |= _named("chance", metrics.chance_recall(owner, len(image_row)))
+    self.last = Result(
+      similarity=similarity,
+      score_i2t=i2t,
+      score_t2i=t2i,
+      text_to_image=owner,
+      captions=tuple(str(c) for c in texts["caption"]),
+      image_id=images["image_id"],
+      example_index=images["example_index"],
+    )
+    return out
+
+  def _rerank(self, params, similarity, images, texts):
+    """(score_i2t [I, T], score_t2i [T, I]): ITM of each query's first K, -100 else."""
+    k_texts = min(self.rerank, similarity.shape[1])
+    k_images = min(self.rerank, similarity.shape[0])
+    i2t = np.zeros(similarity.shape, bool)
+    t2i = np.zeros(similarity.T.shape, bool)
+    np.put_along_axis(i2t, metrics.ranking(similarity, k_texts), True, axis=1)
+    np.put_along_axis(t2i, metrics.ranking(similarity.T, k_images), True, axis=1)
+    # A pair that both directions want is scored once.
+    image_row, text_row = np.nonzero(i2t | t2i.T)
+    scored = np.full(similarity.shape, NOT_RANKED, np.float32)
+    scored[image_row, text_row] = self._score(
+      params, images, texts, image_row, text_row, per_image=k_texts
+    )
+    if self.add_similarity:
+      scored[image_row, text_row] += similarity[image_row, text_row]
+    return np.where(i2t, scored, NOT_RANKED), np.where(t2i, scored.T, NOT_RANKED)
+
+
+def match(
+  image_ids: np.ndarray, text_image_ids: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Which rows take part, and which image each text belongs to.
+
+  Returns:
+    image rows int [I], the first of each id that some text has; text rows int [T],
+    those whose image there is; int [T], each text's place among the I images.
+  """
+  shared = np.isin(image_ids, text_image_ids)
+  if not shared.any():
+    raise ValueError("evals (retrieval): no image of the data source has a caption.")
+  unique, first = np.unique(image_ids, return_index=True)
+  image_row = np.sort(first[np.isin(unique, image_ids[shared])])
+  text_row = np.flatnonzero(np.isin(text_image_ids, image_ids[image_row]))
+  place = {int(image): i for i, image in enumerate(image_ids[image_row])}
+  owner = np.array([place[int(image)] for image in text_image_ids[text_row]])
+  return image_row, text_row, owner
+
+
+def _named(prefix, values):
+  kept = {k: v for k, v in values.items() if k == "mean" or "_r" in k}
+  return {f"{prefix}/{name}": value for name, value in kept.items()}

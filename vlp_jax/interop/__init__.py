@@ -1,0 +1,1 @@
+"""Other people's checkpoints <-> our trees, one file a format; nothing needs torch."""

@@ -1,0 +1,254 @@
+"""Official ALBEF checkpoints (salesforce/ALBEF, models/model_pretrain.py).
+
+Our tree has the text encoder's lower layers as `text` and the upper ones, which attend
+to the image, as `fusion`; the momentum copies (`*_m`) are the averaged tree, the queues
+the memory of `objectives_itc`.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import os
+import re
+from typing import Any
+
+import numpy as np
+
+from vlp_jax.interop import reader
+from vlp_jax.interop import rules
+from vlp_jax.interop import towers
+from vlp_jax.ops import tree as tree_lib
+
+# Sizes: those of `towers`, E embedding, Q queue.
+
+# Upstream has no momentum copy of these: the averaged tree gets the live ones.
+NO_MOMENTUM = (
+  "model/temp",
+  "objectives_itm/head/kernel",
+  "objectives_itm/head/bias",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """What an official pretraining file holds, as trees of ours.
+
+  params: live parameters. ema: their averages, of the same tree. memory: queues.
+  """
+
+  params: dict[str, Any]
+  ema: dict[str, Any]
+  memory: dict[str, Any]
+
+
+def load(
+  path: str | os.PathLike,
+  *,
+  num_heads_image: int,
+  num_heads_text: int,
+  fusion_layer: int,
+  key: str | None = None,
+) -> Checkpoint:
+  """Reads an official pretraining file (ALBEF.pth: 12 heads each, fusion_layer=6).
+
+  Args:
+    path: see `reader.load`, also for `key`.
+    num_heads_image, num_heads_text: heads of ViT and BERT; no shape tells them.
+    fusion_layer: the first layer of BERT that attends to the image.
+
+  Raises:
+    FileNotFoundError, ValueError: see `reader.load` and `rules.from_theirs`.
+  """
+  tensors = reader.load(path, key=key)
+  depth_text = _depth(tensors, "text_encoder.bert.encoder.layer", path)
+  if not 0 < fusion_layer < depth_text:
+    raise ValueError(
+      f"fusion_layer={fusion_layer}, but {path} has {depth_text} layers of text:"
+      f" say 1 to {depth_text - 1}."
+    )
+  table = pretraining_rules(
+    depth_image=_depth(tensors, "visual_encoder.blocks", path),
+    depth_text=depth_text,
+    fusion_layer=fusion_layer,
+  )
+  sizes = dict(M=num_heads_image, N=num_heads_text)
+  what = f"the ALBEF checkpoint {path}"
+  tree = rules.from_theirs(tensors, table, sizes=sizes, what=what)
+  live = tree_lib.flatten(tree["params"])
+  ema = tree_lib.flatten(tree["ema"]) | {name: live[name] for name in NO_MOMENTUM}
+  return Checkpoint(tree["params"], rules.nest(ema), tree["memory"])
+
+
+def save(
+  path: str | os.PathLike, checkpoint: Checkpoint, *, key: str | None = None
+) -> None:
+  """Writes an official pretraining file; what `load` read comes back bit by bit.
+
+  Lost are what the format has no name for: the averages of `NO_MOMENTUM`, the ids of
+  the queue.
+
+  Args:
+    path: .pth or .safetensors, see `reader.save`.
+    checkpoint: trees of arrays, without boxes.
+    key: the official files have "model"; only for .pth.
+  """
+  sizes = _sizes(checkpoint.params)
+  table = pretraining_rules(
+    depth_image=sizes.pop("depth_image"),
+    depth_text=sizes["fusion_layer"] + sizes.pop("depth_fusion"),
+    fusion_layer=sizes.pop("fusion_layer"),
+  )
+  ema = tree_lib.flatten(checkpoint.ema)
+  ema = {name: leaf for name, leaf in ema.items() if name not in NO_MOMENTUM}
+  tree = dict(params=checkpoint.params, ema=rules.nest(ema), memory=checkpoint.memory)
+  tensors = rules.to_theirs(tree, table, sizes=sizes, what=f"what to write to {path}")
+  reader.save(path, tensors, key=key)
+
+
+def init(
+  abstract_params: Mapping[str, Any],
+  *,
+  path: str | os.PathLike,
+  key: str | None = None,
+  skip: Sequence[str] = (),
+  fresh: Sequence[str] = (),
+) -> dict[str, Any]:
+  """Parameters of a model from an official file: `c.init = dict(type="albef", path=…)`.
+
+  The table of image positions is resized to the model's grid, as the official code
+  does it; floats become the model's float. Averages and queues are left out.
+
+  Args:
+    abstract_params: the model's tree, without boxes; leaves have shape and dtype.
+    path, key: see `reader.load`.
+    skip: regular expressions of whole names in the file that the model does not use,
+      e.g. `text_encoder\\.cls\\..*` where there is no MLM objective.
+    fresh: of whole paths of the model that the file does not have. There the result
+      holds the leaf of `abstract_params`, for the caller to draw.
+
+  Returns:
+    The tree of `abstract_params`, of numpy arrays.
+
+  Raises:
+    FileNotFoundError, ValueError: one error that lists all that does not fit.
+  """
+  sizes = _sizes(abstract_params)
+  table = parameter_rules(
+    depth_image=sizes.pop("depth_image"),
+    depth_text=sizes["fusion_layer"] + sizes.pop("depth_fusion"),
+    fusion_layer=sizes.pop("fusion_layer"),
+  )
+  momentum = (r"\w+_m\..*", r"(image|text)_queue", "queue_ptr")
+  return rules.from_theirs(
+    reader.load(path, key=key),
+    table,
+    sizes=sizes,
+    shapes=abstract_params,
+    skip=(*momentum, *skip),
+    fresh=fresh,
+    what=f"the ALBEF checkpoint {path}, for this model,",
+  )
+
+
+def pretraining_rules(
+  *, depth_image: int, depth_text: int, fusion_layer: int
+) -> rules.Table:
+  """The whole state dict <-> {"params", "ema", "memory"}.
+
+  `rules.from_theirs` wants the sizes M and N; `rules.to_theirs` p and q as well.
+  """
+  depths = dict(
+    depth_image=depth_image, depth_text=depth_text, fusion_layer=fusion_layer
+  )
+  memory = "memory/objectives_itc"
+  return [
+    *parameter_rules(**depths, ours="params/"),
+    *parameter_rules(**depths, ours="ema/", momentum=True),
+    rules.Rule("image_queue", f"{memory}/image_queue", "E Q -> Q E"),
+    rules.Rule("text_queue", f"{memory}/text_queue", "E Q -> Q E"),
+    rules.Rule("queue_ptr", f"{memory}/ptr", "1 ->", dtype=("int64", "int32")),
+    rules.Fill(f"{memory}/id_queue", lambda sizes: np.full(sizes["Q"], -1, np.int32)),
+  ]
+
+
+def parameter_rules(
+  *,
+  depth_image: int,
+  depth_text: int,
+  fusion_layer: int,
+  ours: str = "",
+  momentum: bool = False,
+) -> rules.Table:
+  """The parameters, or with `momentum` their averages, <-> our tree below `ours`."""
+  m = "_m" if momentum else ""
+  text = f"text_encoder{m}"
+  model = f"{ours}model"
+  table = [
+    *towers.vit_rules(f"visual_encoder{m}.", f"{model}/image", depth_image),
+    *towers.bert_embedding_rules(f"{text}.bert.embeddings.", f"{model}/text"),
+    *towers.bert_layer_rules(
+      f"{text}.bert.encoder.layer.", f"{model}/text/blocks", range(fusion_layer)
+    ),
+    *towers.bert_layer_rules(
+      f"{text}.bert.encoder.layer.",
+      f"{model}/fusion/blocks",
+      range(fusion_layer, depth_text),
+      cross=True,
+    ),
+    *towers.bert_mlm_rules(
+      f"{text}.cls.predictions.",
+      f"{ours}objectives_mlm",
+    ),
+    # The decoder of the MLM head is the table of words.
+    rules.Rule(
+      (
+        f"{text}.bert.embeddings.word_embeddings.weight",
+        f"{text}.cls.predictions.decoder.weight",
+      ),
+      f"{model}/text/word/embedding",
+      "V D -> V D",
+    ),
+    *towers.linear_rules(f"vision_proj{m}.", f"{model}/image_proj", "W", "E"),
+    *towers.linear_rules(f"text_proj{m}.", f"{model}/text_proj", "D", "E"),
+  ]
+  if not momentum:
+    table += [
+      rules.Rule("temp", f"{model}/temp", "->"),
+      *towers.linear_rules("itm_head.", f"{ours}objectives_itm/head", "D", "2"),
+    ]
+  return table
+
+
+def _depth(tensors, prefix, path):
+  """One more than the highest layer named so."""
+  found = [re.match(rf"{re.escape(prefix)}\.(\d+)\.", name) for name in tensors]
+  numbers = [int(match[1]) for match in found if match]
+  if not numbers:
+    raise ValueError(
+      f"{path} is no ALBEF pretraining checkpoint: it has no tensor {prefix}.0.…"
+    )
+  return 1 + max(numbers)
+
+
+def _sizes(params):
+  """Sizes and depths that a tree of ours tells."""
+  leaves = tree_lib.flatten(params)
+  query = "blocks/attn/query/kernel"
+  wanted = [f"model/{tower}/{query}" for tower in ("image", "text", "fusion")]
+  wanted.append("model/image/patch/kernel")
+  missing = [path for path in wanted if path not in leaves]
+  if missing:
+    raise ValueError(
+      "this model is not of ALBEF's kind (a ViT, a text encoder and cross-attention"
+      f" fusion): it has no {', '.join(missing)}."
+    )
+  image, text, fusion, patch = (leaves[path].shape for path in wanted)
+  side = round((patch[0] / 3) ** 0.5)
+  return dict(
+    M=image[2],
+    N=text[2],
+    p=side,
+    q=side,
+    depth_image=image[0],
+    fusion_layer=text[0],
+    depth_fusion=fusion[0],
+  )

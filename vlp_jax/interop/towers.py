@@ -1,0 +1,148 @@
+"""Rules for the layers that several formats share: torch's, timm's ViT, BERT.
+
+`theirs` is a prefix of names and ends with a dot; `ours` is a path. Sizes. Image:
+W width, G mlp, M heads, h head_dim, L tokens, p q patch. Text: D width, F mlp, N heads,
+H head_dim, T positions, K types, V words.
+"""
+
+import numpy as np
+
+from vlp_jax.interop import rules
+from vlp_jax.ops import posembed
+
+
+def linear_rules(
+  theirs: str, ours: str, into: str, out: str, layers: range | None = None
+) -> rules.Table:
+  """A linear layer of torch, whose weight is [out, into]."""
+  return [
+    rules.Rule(
+      f"{theirs}weight", f"{ours}/kernel", f"{out} {into} -> {into} {out}", layers
+    ),
+    rules.Rule(f"{theirs}bias", f"{ours}/bias", f"{out} -> {out}", layers),
+  ]
+
+
+def norm_rules(
+  theirs: str, ours: str, width: str, layers: range | None = None
+) -> rules.Table:
+  """A layer norm of torch."""
+  return [
+    rules.Rule(f"{theirs}weight", f"{ours}/scale", f"{width} -> {width}", layers),
+    rules.Rule(f"{theirs}bias", f"{ours}/bias", f"{width} -> {width}", layers),
+  ]
+
+
+def vit_rules(theirs: str, ours: str, depth: int) -> rules.Table:
+  """A Vision Transformer of timm 0.4 (sizes W G M h L p q)."""
+  layers = range(depth)
+  block, blocks = f"{theirs}blocks.{{i}}.", f"{ours}/blocks"
+  qkv = [
+    tuple(f"{blocks}/attn/{c}/{p}" for c in ("query", "key", "value")) for p in _KB
+  ]
+  return [
+    rules.Rule(f"{theirs}cls_token", f"{ours}/cls", "1 1 W -> W"),
+    rules.Rule(f"{theirs}pos_embed", f"{ours}/posemb", "1 L W -> L W", fit=_resize),
+    rules.Rule(
+      f"{theirs}patch_embed.proj.weight", f"{ours}/patch/kernel", "W 3 p q -> (p q 3) W"
+    ),
+    rules.Rule(f"{theirs}patch_embed.proj.bias", f"{ours}/patch/bias", "W -> W"),
+    *norm_rules(f"{block}norm1.", f"{blocks}/norm_attn", "W", layers),
+    rules.Rule(f"{block}attn.qkv.weight", qkv[0], "(3 M h) W -> 3 W M h", layers),
+    rules.Rule(f"{block}attn.qkv.bias", qkv[1], "(3 M h) -> 3 M h", layers),
+    rules.Rule(
+      f"{block}attn.proj.weight",
+      f"{blocks}/attn/out/kernel",
+      "W (M h) -> M h W",
+      layers,
+    ),
+    rules.Rule(f"{block}attn.proj.bias", f"{blocks}/attn/out/bias", "W -> W", layers),
+    *norm_rules(f"{block}norm2.", f"{blocks}/norm_mlp", "W", layers),
+    *linear_rules(f"{block}mlp.fc1.", f"{blocks}/mlp/up", "W", "G", layers),
+    *linear_rules(f"{block}mlp.fc2.", f"{blocks}/mlp/down", "G", "W", layers),
+    *norm_rules(f"{theirs}norm.", f"{ours}/norm", "W"),
+  ]
+
+
+def bert_embedding_rules(theirs: str, ours: str) -> rules.Table:
+  """BERT's embeddings but for the words, which may be tied (sizes D T K)."""
+  return [
+    rules.Constant(
+      f"{theirs}position_ids", lambda sizes: np.arange(sizes["T"], dtype=np.int64)[None]
+    ),
+    rules.Rule(
+      f"{theirs}position_embeddings.weight",
+      f"{ours}/position/embedding",
+      "T D -> T D",
+      fit=_refuse_length,
+    ),
+    rules.Rule(
+      f"{theirs}token_type_embeddings.weight", f"{ours}/type/embedding", "K D -> K D"
+    ),
+    *norm_rules(f"{theirs}LayerNorm.", f"{ours}/norm", "D"),
+  ]
+
+
+def bert_layer_rules(
+  theirs: str, ours: str, layers: range, *, cross: bool = False
+) -> rules.Table:
+  """Layers of BERT, with cross-attention to the image (sizes D F N H, and W)."""
+  layer = f"{theirs}{{i}}."
+  table = [
+    *_bert_attention(f"{layer}attention.", f"{ours}/attn", "D", layers),
+    *norm_rules(
+      f"{layer}attention.output.LayerNorm.", f"{ours}/norm_attn", "D", layers
+    ),
+  ]
+  if cross:
+    theirs = f"{layer}crossattention."
+    table += _bert_attention(theirs, f"{ours}/cross", "W", layers)
+    table += norm_rules(f"{theirs}output.LayerNorm.", f"{ours}/norm_cross", "D", layers)
+  return [
+    *table,
+    *linear_rules(f"{layer}intermediate.dense.", f"{ours}/mlp/up", "D", "F", layers),
+    *linear_rules(f"{layer}output.dense.", f"{ours}/mlp/down", "F", "D", layers),
+    *norm_rules(f"{layer}output.LayerNorm.", f"{ours}/norm_mlp", "D", layers),
+  ]
+
+
+def _bert_attention(theirs, ours, memory, layers):
+  """Keys and values are of `memory`'s width."""
+  table = []
+  for name, width in (("query", "D"), ("key", memory), ("value", memory)):
+    weight, bias = f"{theirs}self.{name}.weight", f"{theirs}self.{name}.bias"
+    split = f"(N H) {width} -> {width} N H"
+    table += [
+      rules.Rule(weight, f"{ours}/{name}/kernel", split, layers),
+      rules.Rule(bias, f"{ours}/{name}/bias", "(N H) -> N H", layers),
+    ]
+  out = f"{theirs}output.dense."
+  return [
+    *table,
+    rules.Rule(f"{out}weight", f"{ours}/out/kernel", "D (N H) -> N H D", layers),
+    rules.Rule(f"{out}bias", f"{ours}/out/bias", "D -> D", layers),
+  ]
+
+
+def bert_mlm_rules(theirs: str, ours: str) -> rules.Table:
+  """BERT's head for masked words but for its decoder, which is tied (sizes D V)."""
+  return [
+    rules.Rule(
+      f"{theirs}transform.dense.weight", f"{ours}/dense/kernel", "D' D -> D D'"
+    ),
+    rules.Rule(f"{theirs}transform.dense.bias", f"{ours}/dense/bias", "D -> D"),
+    *norm_rules(f"{theirs}transform.LayerNorm.", f"{ours}/norm", "D"),
+    rules.Rule((f"{theirs}bias", f"{theirs}decoder.bias"), f"{ours}/bias", "V -> V"),
+  ]
+
+
+_KB = ("kernel", "bias")
+
+
+def _resize(table, shape):
+  grid = round((shape[0] - 1) ** 0.5)
+  return np.asarray(posembed.resize_posembed(table, grid))
+
+
+def _refuse_length(table, shape):
+  raise ValueError(f"say model.text.length={table.shape[0]} (not {shape[0]})")

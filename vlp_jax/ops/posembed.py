@@ -1,0 +1,94 @@
+"""Tables of positions of a square grid of patches: resizing, and sin-cos.
+
+Shape letters: P positions of a grid (G * G), D width, G grid, T new grid.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Of torch's bicubic; PIL and TensorFlow use -0.5.
+CUBIC_A = -0.75
+
+
+def resize_posembed(table: jax.Array, new_grid: int, *, prefix: int = 1) -> jax.Array:
+  """A learned table for another resolution, as ALBEF resizes it.
+
+  `interpolate_pos_embed` of the official models/vit.py: bicubic with
+  align_corners=False and no antialiasing; rows of tokens that are not patches stay.
+
+  Args:
+    table: float [prefix + G * G, D], patches by rows.
+    new_grid: T, patches along a side.
+    prefix: rows before those of the patches (1: a class token).
+
+  Returns:
+    float [prefix + T * T, D]; the table itself where T is G.
+
+  Raises:
+    ValueError: if the rows after the prefix are not of a square grid.
+  """
+  patches = table.shape[0] - prefix
+  grid = math.isqrt(max(patches, 0))
+  if grid < 1 or grid * grid != patches:
+    raise ValueError(
+      f"a position table of {table.shape[0]} rows, {prefix} of them before the patches,"
+      " is not of a square grid."
+    )
+  if grid == new_grid:
+    return table
+  kept, moved = table[:prefix], table[prefix:]
+  weights_TG = bicubic_weights(grid, new_grid)
+  resized = jnp.einsum(
+    "TG,UW,GWD->TUD",
+    weights_TG,
+    weights_TG,
+    jnp.asarray(moved, jnp.float32).reshape(grid, grid, -1),
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  resized = resized.reshape(new_grid**2, -1).astype(table.dtype)
+  return jnp.concatenate([kept, resized])
+
+
+def bicubic_weights(size: int, new_size: int) -> np.ndarray:
+  """float32 [new_size, size]: each new sample as a sum of old ones.
+
+  Cubic convolution (Keys 1981) over four neighbours, those beyond the edge being the
+  edge; `torch.nn.functional.interpolate(mode="bicubic", align_corners=False)`.
+  """
+  center = (np.arange(new_size) + 0.5) * (size / new_size) - 0.5
+  first = np.floor(center).astype(np.int64)
+  weights = np.zeros((new_size, size), np.float64)
+  for offset in (-1, 0, 1, 2):
+    at = np.clip(first + offset, 0, size - 1)
+    # Several neighbours may be the same edge sample.
+    np.add.at(weights, (np.arange(new_size), at), _cubic(center - first - offset))
+  return weights.astype(np.float32)
+
+
+def _cubic(x):
+  x, a = np.abs(x), CUBIC_A
+  near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+  far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+  return np.where(x <= 1, near, far)
+
+
+def sincos2d(grid: int, width: int) -> np.ndarray:
+  """The fixed table of MoCo v3 and MAE: float32 [grid * grid, width], by rows.
+
+  Columns are sin and cos of the column, then of the row, a quarter of the width each
+  (MAE util/pos_embed.py, where "w goes first"), at frequencies 10000^(-4 i / width).
+
+  Raises:
+    ValueError: if the width is not a multiple of four.
+  """
+  if width % 4:
+    raise ValueError(
+      f"sincos2d positions need a width of a multiple of 4, not {width}."
+    )
+  omega = 10_000.0 ** (-np.arange(width // 4) / (width / 4))
+  row, column = np.mgrid[:grid, :grid].reshape(2, -1, 1) * omega
+  parts = [np.sin(column), np.cos(column), np.sin(row), np.cos(row)]
+  return np.concatenate(parts, axis=1).astype(np.float32)

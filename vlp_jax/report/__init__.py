@@ -1,0 +1,12 @@
+"""What a run leaves for its reader: a table for the terminal and one page."""
+
+from vlp_jax.report import maps
+from vlp_jax.report import page
+from vlp_jax.report import pictures
+from vlp_jax.report import tables
+
+WordMaps = maps.WordMaps
+word_maps = maps.word_maps
+reader = pictures.reader
+table = tables.table
+write = page.write
