@@ -1,12 +1,22 @@
 """From a config to the things it names: data, tokenizer, model, optimiser, evaluators."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
+import pathlib
 from typing import Any
+
+import jax
+import numpy as np
+import optax
 
 from vlp_jax import config as config_lib
 from vlp_jax import pretrainer as pretrainer_lib
+from vlp_jax import schema
+from vlp_jax.data.tokenizers import sentencepiece
 from vlp_jax.models import vlm
+from vlp_jax.training import optim as optim_lib
+from vlp_jax.training import sharding as sharding_lib
+from vlp_jax.training import step as step_lib
 
 # Fields of the whole model that its towers share, unless they name their own.
 SHARED = ("backend", "dtype", "remat", "unroll")
@@ -60,12 +70,12 @@ def component(
     time: resolves fields that are durations into steps.
   """
   spec = dict(spec)
-  cls = config_lib.resolve(seam, spec.pop("type", default), where=where)
-  config_lib.check_fields(cls, spec, where, given=given or {})
-  fields = config_lib.fields(cls)
+  cls = schema.resolve(seam, spec.pop("type", default), where=where)
+  schema.check_fields(cls, spec, where, given=given or {})
+  fields = schema.fields(cls)
   merged = {k: v for k, v in (given or {}).items() if k in fields} | spec
   for name, value in merged.items():
-    if config_lib.is_duration(fields[name]) and time is not None:
+    if schema.is_duration(fields[name]) and time is not None:
       merged[name] = time.steps(value)
   return cls(**merged)
 
@@ -75,8 +85,24 @@ def source(spec: Mapping[str, Any], where: str = "data.source") -> Any:
   return component("data.sources", spec, where)
 
 
-def tokenizer(spec: Mapping[str, Any]) -> Any:
-  """The tokenizer that the config names; its vocabulary comes before any model."""
+def tokenizer(spec: Mapping[str, Any], source: Any, workdir: pathlib.Path) -> Any:
+  """The tokenizer that the config names; its vocabulary comes before any model.
+
+  With `train=dict(vocab_size=…, model_type=…)` it is a SentencePiece model made of the
+  captions of the training source, once, and kept in the workdir.
+  """
+  spec = dict(spec)
+  recipe = spec.pop("train", None)
+  if recipe is not None:
+    if spec.get("path") or spec.get("type") != "sentencepiece":
+      raise ValueError(
+        'config: tokenizer.train makes a vocabulary of the captions: say type='
+        '"sentencepiece" and no path with it.'
+      )
+    spec["path"] = str(workdir / "tokenizer.model")
+    if not pathlib.Path(spec["path"]).exists():
+      captions = source.captions(np.arange(len(source)))
+      sentencepiece.train(captions, spec["path"], **recipe)
   return component("data.tokenizers", spec, "tokenizer")
 
 
@@ -107,7 +133,7 @@ def model(spec: Mapping[str, Any], *, vocab: Any, length: int) -> vlm.VLM:
   if "fusion" in towers:
     sizes = shared | dict(num_heads=text.num_heads, mlp_dim=text.mlp_dim)
     fusion = component("models.fusion", towers["fusion"], "model.fusion", given=sizes)
-  config_lib.check_fields(
+  schema.check_fields(
     vlm.VLM, spec, "model", given=dict(image=image, text=text, fusion=fusion)
   )
   return vlm.VLM(image=image, text=text, fusion=fusion, **spec)
@@ -136,16 +162,129 @@ def pretrainer(
       given=dict(vocab=vocab, width=built.text.width),
       time=time,
     )
-    _check_teacher(name, objectives[name], config.ema_decay)
+    _check_teacher(name, spec, config.ema_decay)
   if not objectives:
     raise ValueError("config: objectives is empty: name at least one, e.g. itc.")
   return pretrainer_lib.Pretrainer(built, objectives, weights)
 
 
-def _check_teacher(name: str, objective: Any, ema_decay: float | None) -> None:
+def _check_teacher(name, spec, ema_decay):
   """Fields that want a teacher, where the run has none."""
-  wanted = [f for f in ("queue", "distill") if getattr(objective, f, 0)]
+  wanted = [field for field in ("queue", "distill") if spec.get(field)]
   if wanted and ema_decay is None:
     raise ValueError(
       f"config: objectives.{name}.{wanted[0]} wants a teacher: set ema_decay, e.g. 0.995."
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """All that a run is made of, before anything is computed.
+
+  Attributes:
+    config: checked. workdir: where the run keeps everything.
+    source, tokenizer: of the training data. time: turns durations into steps.
+    pretrainer: model and objectives.
+    mesh, sharding: where arrays live.
+    tx, schedule: the optimiser and its learning rate.
+    batch: ShapeDtypeStructs of a global batch.
+  """
+
+  config: config_lib.Run
+  workdir: pathlib.Path
+  source: Any
+  tokenizer: Any
+  time: Clock
+  pretrainer: pretrainer_lib.Pretrainer
+  mesh: jax.sharding.Mesh
+  sharding: sharding_lib.Sharding
+  tx: optax.GradientTransformation
+  schedule: Callable
+  batch: dict[str, jax.ShapeDtypeStruct]
+
+  @property
+  def has_teacher(self) -> bool:
+    return self.config.ema_decay is not None
+
+  def abstract_state(self) -> step_lib.TrainState:
+    """Shapes and places of the train state: no memory, no computation."""
+    return step_lib.abstract_state(
+      self.pretrainer,
+      self.tx,
+      self.batch,
+      ema=self.has_teacher,
+      mesh=self.mesh,
+      sharding=self.sharding,
+    )
+
+
+def job(config: config_lib.Run, workdir: pathlib.Path) -> Job:
+  """Checks a config as a whole, and builds what it names.
+
+  Raises:
+    ValueError, FileNotFoundError: what is wrong, where, and what to do about it; before
+      anything is compiled.
+  """
+  config_lib.check(config)
+  sharding = sharding_lib.Sharding(**config.sharding)
+  mesh = sharding_lib.make_mesh(sharding)
+  sharding_lib.check_batch(config.batch_size, mesh)
+  train_source = source(config.data.source)
+  words = tokenizer(config.tokenizer, train_source, workdir)
+  time = clock(config, len(train_source))
+  trained = pretrainer(config, vocab=words.vocab, length=words.length, time=time)
+  batch = batch_spec(config.batch_size, trained.model.image.res, words.length)
+  optim = component("", config.optim, "optim", default=OPTIM, time=time)
+  params = step_lib.abstract_params(trained, batch)
+  tx, schedule = optim_lib.make(optim, params, total_steps=time.total)
+  return Job(
+    config=config,
+    workdir=workdir,
+    source=train_source,
+    tokenizer=words,
+    time=time,
+    pretrainer=trained,
+    mesh=mesh,
+    sharding=sharding,
+    tx=tx,
+    schedule=schedule,
+    batch=batch,
+  )
+
+
+OPTIM = "vlp_jax.training.optim:Optim"
+
+
+def batch_spec(
+  batch_size: int, res: int, length: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """What a global batch looks like on the device."""
+  shapes = dict(
+    image=((batch_size, res, res, 3), np.uint8),
+    text=((batch_size, length), np.int32),
+    text_mask=((batch_size, length), np.bool_),
+    image_id=((batch_size,), np.int32),
+  )
+  return {key: jax.ShapeDtypeStruct(*value) for key, value in shapes.items()}
+
+
+def evaluators(job: Job) -> dict[str, Any]:
+  """{name: evaluator}, bound to the model and to their data."""
+  built = {}
+  for name, spec in job.config.evals.items():
+    where = f"evals.{name}"
+    spec = {k: v for k, v in spec.items() if k != "every"}
+    data = spec.pop("data", None)
+    if not data or "source" not in data or "pp" not in data:
+      raise ValueError(f"config: {where}.data is missing: say dict(source=…, pp=…).")
+    batch_size = spec.pop("batch_size", job.config.batch_size)
+    built[name] = component("evaluators", spec, where, default=name)
+    built[name].setup(
+      pretrainer=job.pretrainer,
+      source=source(data["source"], f"{where}.data.source"),
+      tokenizer=job.tokenizer,
+      pp=data["pp"],
+      mesh=job.mesh,
+      batch_size=batch_size,
+    )
+  return built

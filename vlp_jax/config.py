@@ -346,7 +346,7 @@ class _Part:
   """Where a component stands in a config.
 
   Attributes:
-    path: keys; "*" is any. seam: its folder.
+    path: keys; "*" is any. seam: its folder; "": it has one type only.
     default: its type where it names none; "*": the key it stands under.
     given: fields that `build` hands in. extra: keys that are the trainer's.
   """
@@ -358,8 +358,10 @@ class _Part:
   extra: tuple[str, ...] = ()
 
 
+TOWERS = ("image", "text", "fusion")
 PARTS = (
-  _Part("tokenizer", "data.tokenizers"),
+  _Part("model", "", "vlp_jax.models.vlm:VLM", given=TOWERS, extra=TOWERS),
+  _Part("tokenizer", "data.tokenizers", given=("path",), extra=("train",)),
   _Part("data.source", "data.sources"),
   _Part("model.image", "models", "vit"),
   _Part("model.text", "models", "text", given=("vocab", "length")),
@@ -367,6 +369,8 @@ PARTS = (
   _Part("objectives.*", "objectives", "*", ("vocab", "width"), ("weight",)),
   _Part("evals.*", "evaluators", "*", extra=("every", "data", "batch_size")),
   _Part("evals.*.data.source", "data.sources"),
+  _Part("optim", "", "vlp_jax.training.optim:Optim"),
+  _Part("sharding", "", "vlp_jax.training.sharding:Sharding"),
 )
 
 
@@ -382,12 +386,14 @@ def check(config: Run) -> None:
     for where, spec in _at(whole, part.path.split("."), ""):
       if not isinstance(spec, dict):
         raise ValueError(
-          f"config: {where}: wrong type: got {spec!r} ({type(spec).__name__}), wants"
-          f" dict(type=…, …), a file of {schema.folder(part.seam)}/."
+          f"config: {where}: wrong type: got {spec!r} ({type(spec).__name__}), wants a"
+          " dict of fields."
         )
+      spec = {k: v for k, v in spec.items() if k not in part.extra}
       name = where.rpartition(".")[2] if part.default == "*" else part.default
-      cls = resolve(part.seam, spec.get("type", name), where=where)
-      spec = {k: v for k, v in spec.items() if k not in ("type", *part.extra)}
+      if part.seam:
+        name = spec.pop("type", name)
+      cls = resolve(part.seam, name, where=where)
       check_fields(cls, spec, where, given=part.given)
 
 

@@ -82,6 +82,19 @@ def test_round_trip_is_bit_exact(checkpoint, tmp_path, suffix, key):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+@pytest.mark.parametrize("momentum", [False, True])
+def test_export_has_the_names_of_the_parameters(checkpoint, momentum):
+  tree = checkpoint.ema if momentum else checkpoint.params
+  got = albef.export(tree, momentum=momentum)
+  want = reader.load(WEIGHTS)
+  queues = ("image_queue", "text_queue", "queue_ptr")
+  is_copy = lambda name: name.split(".")[0].endswith("_m")
+  names = {k for k in want if k not in queues and is_copy(k) == momentum}
+  assert got.keys() == names
+  for name in names:
+    np.testing.assert_array_equal(got[name], want[name], err_msg=name)
+
+
 def test_init_gives_the_parameters(checkpoint):
   got = albef.init(abstract(checkpoint.params), path=WEIGHTS)
   jax.tree.map(np.testing.assert_array_equal, got, checkpoint.params)

@@ -75,4 +75,6 @@ class Evaluator:
       for name, mean in means.items():
         totals[name] += float(mean.total)
         weights[name] += float(mean.weight)
-    return {name: totals[name] / max(weights[name], 1e-9) for name in totals}
+    # jit sorts names.
+    names = sorted(totals, key=lambda name: (name != "loss", name))
+    return {name: totals[name] / max(weights[name], 1e-9) for name in names}

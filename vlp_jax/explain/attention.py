@@ -69,14 +69,16 @@ def upsample(maps: np.ndarray, side: int) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, colours: np.ndarray) -> np.ndarray:
-  """An image uint8 [R, R, 3] under a map [R, R] in 0 … 1 -> uint8 [R, R, 3].
+  """An image uint8 [R, R, 3], grey, under a map [R, R] in 0 … 1 -> uint8 [R, R, 3].
 
   `colours` is a table float [n, 3] in 0 … 1 from cold to hot. As in the official
-  notebook, the map's own value to the power 0.7 is its opacity.
+  notebook, the map's own value to the power 0.7 is its opacity; there the image keeps
+  its colours, which then mix with the map's.
   """
   alpha = (heat**0.7)[..., None]
   hot = colours[np.clip(heat * (len(colours) - 1), 0, len(colours) - 1).astype(int)]
-  mixed = (1.0 - alpha) * (image.astype(np.float32) / 255.0) + alpha * hot
+  grey = image.astype(np.float32).mean(axis=-1, keepdims=True) / 255.0
+  mixed = (1.0 - alpha) * grey + alpha * hot
   return np.clip(np.round(255.0 * mixed), 0, 255).astype(np.uint8)
 
 

@@ -91,17 +91,33 @@ def save(
     checkpoint: trees of arrays, without boxes.
     key: the official files have "model"; only for .pth.
   """
-  sizes = _sizes(checkpoint.params)
-  table = pretraining_rules(
-    depth_image=sizes.pop("depth_image"),
-    depth_text=sizes["fusion_layer"] + sizes.pop("depth_fusion"),
-    fusion_layer=sizes.pop("fusion_layer"),
+  depths, sizes = _sizes(checkpoint.params)
+  tree = dict(
+    params=checkpoint.params,
+    ema=_with_momentum(checkpoint.ema),
+    memory=checkpoint.memory,
   )
-  ema = tree_lib.flatten(checkpoint.ema)
-  ema = {name: leaf for name, leaf in ema.items() if name not in NO_MOMENTUM}
-  tree = dict(params=checkpoint.params, ema=rules.nest(ema), memory=checkpoint.memory)
-  tensors = rules.to_theirs(tree, table, sizes=sizes, what=f"what to write to {path}")
-  reader.save(path, tensors, key=key)
+  what = f"what to write to {path}"
+  table = pretraining_rules(**depths)
+  reader.save(path, rules.to_theirs(tree, table, sizes=sizes, what=what), key=key)
+
+
+def export(
+  params: Mapping[str, Any], *, momentum: bool = False
+) -> dict[str, np.ndarray]:
+  """A tree of the parameters' shape (gradients, averages) under official names.
+
+  Args:
+    params: arrays, without boxes.
+    momentum: names of the momentum copies; leaves that have none are left out.
+
+  Returns:
+    {name: tensor}, with constants such as position_ids, without queues.
+  """
+  depths, sizes = _sizes(params)
+  table = parameter_rules(**depths, momentum=momentum)
+  tree = _with_momentum(params) if momentum else params
+  return rules.to_theirs(tree, table, sizes=sizes)
 
 
 def init(
@@ -131,16 +147,11 @@ def init(
   Raises:
     FileNotFoundError, ValueError: one error that lists all that does not fit.
   """
-  sizes = _sizes(abstract_params)
-  table = parameter_rules(
-    depth_image=sizes.pop("depth_image"),
-    depth_text=sizes["fusion_layer"] + sizes.pop("depth_fusion"),
-    fusion_layer=sizes.pop("fusion_layer"),
-  )
+  depths, sizes = _sizes(abstract_params)
   momentum = (r"\w+_m\..*", r"(image|text)_queue", "queue_ptr")
   return rules.from_theirs(
     reader.load(path, key=key),
-    table,
+    parameter_rules(**depths),
     sizes=sizes,
     shapes=abstract_params,
     skip=(*momentum, *skip),
@@ -229,8 +240,14 @@ def _depth(tensors, prefix, path):
   return 1 + max(numbers)
 
 
+def _with_momentum(tree):
+  """The leaves that have a momentum copy upstream."""
+  leaves = tree_lib.flatten(tree)
+  return rules.nest({k: leaf for k, leaf in leaves.items() if k not in NO_MOMENTUM})
+
+
 def _sizes(params):
-  """Sizes and depths that a tree of ours tells."""
+  """(depths, sizes): what the rules need to know of a tree of ours."""
   leaves = tree_lib.flatten(params)
   query = "blocks/attn/query/kernel"
   wanted = [f"model/{tower}/{query}" for tower in ("image", "text", "fusion")]
@@ -243,12 +260,7 @@ def _sizes(params):
     )
   image, text, fusion, patch = (leaves[path].shape for path in wanted)
   side = round((patch[0] / 3) ** 0.5)
-  return dict(
-    M=image[2],
-    N=text[2],
-    p=side,
-    q=side,
-    depth_image=image[0],
-    fusion_layer=text[0],
-    depth_fusion=fusion[0],
+  depths = dict(
+    depth_image=image[0], depth_text=text[0] + fusion[0], fusion_layer=text[0]
   )
+  return depths, dict(M=image[2], N=text[2], p=side, q=side)

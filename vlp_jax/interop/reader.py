@@ -55,6 +55,7 @@ DAMAGE = (
   AttributeError,
   LookupError,
   TypeError,
+  UnicodeError,
 )
 
 
@@ -222,14 +223,18 @@ def _load_safetensors(path):
   memory = np.memmap(path, np.uint8, mode="r")
   arrays = {}
   for name, entry in entries.items():
-    dtype = SAFETENSORS.get(entry["dtype"])
-    if dtype is None:
-      raise ValueError(f"{path}: tensor {name!r} is of unknown type {entry['dtype']}.")
-    first, last = entry["data_offsets"]
-    shape = tuple(entry["shape"])
+    try:
+      kind, shape = entry["dtype"], tuple(int(n) for n in entry["shape"])
+      first, last = (int(n) for n in entry["data_offsets"])
+    except (LookupError, TypeError, ValueError) as e:
+      raise ValueError(f"{path} is damaged: the entry of {name!r} is {entry}.") from e
+    if kind not in SAFETENSORS:
+      raise ValueError(f"{path}: tensor {name!r} is of unknown type {kind!r}.")
+    dtype = SAFETENSORS[kind]
     if start + last > size:
       raise ValueError(f"{path} is cut short: it ends within tensor {name!r}.")
-    if first < 0 or last - first != math.prod(shape) * dtype.itemsize:
+    count = math.prod(shape)
+    if min((first, *shape)) < 0 or last - first != count * dtype.itemsize:
       raise ValueError(
         f"{path}: tensor {name!r} of shape {list(shape)} does not fill its bytes."
       )

@@ -7,7 +7,12 @@ import jax
 
 
 def path_name(path: tuple) -> str:
-  """The keys of a jax key path, joined by slashes."""
+  """The keys of a jax key path, joined by slashes.
+
+  A box that carries the logical axes of a leaf is no level of its own.
+  """
+  if path and getattr(path[-1], "name", None) == "value":
+    path = path[:-1]
   names = [
     getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))) for key in path
   ]

@@ -209,7 +209,7 @@ def _maps(maps, folder):
   return (
     "<section>\n<h2>Where each word looks</h2>\n"
     '<p class="note">Grad-CAM of the fusion stack&rsquo;s cross-attention for the ITM'
-    " logit of &ldquo;match&rdquo;; warm is much. Each word has its own scale.</p>\n"
+    " logit of &ldquo;match&rdquo;; red is most. Each word has its own scale.</p>\n"
     f'<div class="words">{"".join(rows)}</div>\n</section>'
   )
 

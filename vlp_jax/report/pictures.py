@@ -49,5 +49,5 @@ def heated(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
   """An image uint8 [R, R, 3] under a map [h, w], enlarged to at least SIDE."""
   times = max(1, SIDE // image.shape[0])
   image = image.repeat(times, axis=0).repeat(times, axis=1)
-  colours = matplotlib.colormaps["turbo"](np.linspace(0.0, 1.0, 256))[:, :3]
+  colours = matplotlib.colormaps["YlOrRd"](np.linspace(0.0, 1.0, 256))[:, :3]
   return attention.overlay(image, attention.upsample(heat, image.shape[0]), colours)

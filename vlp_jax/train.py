@@ -1,0 +1,26 @@
+"""Trains what a config says.
+
+  python -m vlp_jax.train --config=FILE[:arg] --workdir=DIR [--config.a.b=value …]
+
+Interrupted and started again with the same workdir, it goes on where it stopped.
+"""
+
+from collections.abc import Sequence
+import sys
+
+from vlp_jax import cli
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Parses, trains, and exits: 0 done, 2 a mistake to mend, 128 + signal interrupted."""
+  with cli.user_errors():
+    args = cli.parse(argv, prog="python -m vlp_jax.train", doc=__doc__)
+    # Here, not above: --help and a wrong option need not wait for jax.
+    from vlp_jax import loop
+
+    code = loop.train(args.config, args.workdir)
+  sys.exit(code)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,196 @@
+"""Where arrays live: a named mesh, and a table from logical axes to its axes."""
+
+from collections.abc import Iterable, Iterator
+import collections
+import contextlib
+import dataclasses
+import logging
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+import numpy as np
+
+MESH_AXES = ("data", "fsdp", "tensor")
+# Parameters: one of their large axes over fsdp, heads and MLPs over tensor as well.
+# Activations: batch over data and fsdp. A queue lies as the batch does.
+RULES = {
+  "batch": ("data", "fsdp"),
+  "queue": ("data", "fsdp"),
+  "length": None,
+  "act_embed": None,
+  "act_heads": "tensor",
+  "act_mlp": "tensor",
+  "embed": "fsdp",
+  "heads": "tensor",
+  "head_dim": None,
+  "mlp": "tensor",
+  "vocab": "tensor",
+  "proj": None,
+  "patch": None,
+  "pos": None,
+  "layers": None,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharding:
+  """Fields of `config.sharding`.
+
+  Attributes:
+    mesh: {"data": …, "fsdp": …, "tensor": …}; one may be -1, which takes the devices
+      that are left; those not named are 1. The default puts all on "data".
+    rules: {logical axis: mesh axis, tuple of them, or None} over the defaults.
+  """
+
+  mesh: dict = dataclasses.field(default_factory=lambda: {"data": -1})
+  rules: dict = dataclasses.field(default_factory=dict)
+
+  def table(self) -> tuple[tuple[str, Any], ...]:
+    """The rules as flax wants them, defaults filled in.
+
+    Raises:
+      ValueError: an unknown logical axis, or a mesh axis that is none.
+    """
+    for name, target in self.rules.items():
+      if name not in RULES:
+        raise ValueError(
+          f"config: sharding.rules.{name}: no such logical axis; there are"
+          f" {', '.join(RULES)}."
+        )
+      for axis in (target,) if isinstance(target, str) else target or ():
+        if axis not in MESH_AXES:
+          raise ValueError(
+            f"config: sharding.rules.{name}={target!r}: {axis!r} is no axis of the mesh;"
+            f" there are {', '.join(MESH_AXES)}."
+          )
+    return tuple((RULES | dict(self.rules)).items())
+
+
+def mesh_shape(wanted: dict[str, int], devices: int) -> tuple[int, ...]:
+  """Sizes of the mesh axes over so many devices.
+
+  Raises:
+    ValueError: an unknown axis, more than one -1, or a product that does not match.
+  """
+  for axis, size in wanted.items():
+    if axis not in MESH_AXES:
+      raise ValueError(
+        f"config: sharding.mesh.{axis}: no such axis; there are {', '.join(MESH_AXES)}."
+      )
+    if size != -1 and size < 1:
+      raise ValueError(f"config: sharding.mesh.{axis}={size}: want 1 or more, or -1.")
+  sizes = [wanted.get(axis, 1) for axis in MESH_AXES]
+  said = " x ".join(f"{a}={s}" for a, s in zip(MESH_AXES, sizes, strict=True))
+  fixed = math.prod(s for s in sizes if s != -1)
+  if sizes.count(-1) > 1:
+    raise ValueError(f"config: sharding.mesh: {said}: only one axis may be -1.")
+  if -1 in sizes:
+    if devices % fixed:
+      raise ValueError(
+        f"config: sharding.mesh: {said}: {devices} devices do not divide by {fixed}."
+      )
+    sizes[sizes.index(-1)] = devices // fixed
+  elif fixed != devices:
+    raise ValueError(
+      f"config: sharding.mesh: {said} makes {fixed} devices, but there are {devices}:"
+      " set one axis to -1 to take what there is."
+    )
+  return tuple(sizes)
+
+
+def make_mesh(
+  sharding: Sharding, devices: list[jax.Device] | None = None
+) -> jax.sharding.Mesh:
+  """The mesh of a run, over all devices unless some are named."""
+  devices = jax.devices() if devices is None else devices
+  shape = mesh_shape(sharding.mesh, len(devices))
+  auto = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+  return jax.make_mesh(shape, MESH_AXES, devices=devices, axis_types=auto)
+
+
+def batch_parts(mesh: jax.sharding.Mesh) -> int:
+  """Into how many parts a batch is split."""
+  return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_batch(batch_size: int, mesh: jax.sharding.Mesh) -> None:
+  """Raises ValueError if the batch does not split evenly over the mesh."""
+  parts = batch_parts(mesh)
+  if batch_size % parts:
+    low, high = batch_size // parts * parts, -(-batch_size // parts) * parts
+    raise ValueError(
+      f"config: batch_size={batch_size} is not a multiple of data x fsdp = {parts}:"
+      f" choose {low or high} or {high}, or change sharding.mesh."
+    )
+
+
+def use(mesh: jax.sharding.Mesh, sharding: Sharding) -> contextlib.ExitStack:
+  """Context in which logical axes mean something: for tracing and running steps."""
+  stack = contextlib.ExitStack()
+  stack.enter_context(jax.set_mesh(mesh))
+  stack.enter_context(nn.logical_axis_rules(sharding.table()))
+  return stack
+
+
+def shardings(boxed: Any, mesh: jax.sharding.Mesh, sharding: Sharding) -> Any:
+  """A tree of NamedSharding for a tree of (boxed) shapes.
+
+  A dimension that its mesh axes do not divide is replicated, and told of once.
+  Leaves without logical names are replicated.
+  """
+  names = nn.get_partition_spec(boxed)
+  shapes = nn.unbox(boxed)
+  table = sharding.table()
+
+  def place(spec, shape):
+    axes = nn.logical_to_mesh_axes(tuple(spec), table) if spec else PartitionSpec()
+    kept = []
+    for i, axis in enumerate(axes):
+      parts = math.prod(
+        mesh.shape[a] for a in ((axis,) if isinstance(axis, str) else axis or ())
+      )
+      if shape.shape[i] % parts:
+        _tell_once(spec, shape.shape, axis, parts)
+        axis = None
+      kept.append(axis)
+    return NamedSharding(mesh, PartitionSpec(*kept))
+
+  return jax.tree.map(
+    place, names, shapes, is_leaf=lambda x: isinstance(x, PartitionSpec)
+  )
+
+
+_TOLD = set()
+
+
+def _tell_once(spec, shape, axis, parts):
+  if (spec, shape, axis) not in _TOLD:
+    _TOLD.add((spec, shape, axis))
+    logging.getLogger(__name__).info(
+      "%s of shape %s stays whole: %s has %d parts.", tuple(spec), shape, axis, parts
+    )
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, Any]:
+  """This process's rows of a batch -> global arrays, split over data and fsdp."""
+  split = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+  return {
+    key: jax.make_array_from_process_local_data(split, value)
+    for key, value in batch.items()
+  }
+
+
+def prefetch(
+  batches: Iterable[dict[str, np.ndarray]], mesh: jax.sharding.Mesh, *, size: int = 2
+) -> Iterator[dict[str, Any]]:
+  """Batches on the device, `size` transfers ahead of the one in use."""
+  ahead = collections.deque()
+  for batch in batches:
+    ahead.append(put_batch(batch, mesh))
+    if len(ahead) == size:
+      yield ahead.popleft()
+  yield from ahead

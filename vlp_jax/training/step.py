@@ -1,0 +1,168 @@
+"""The state of a run and the pure function that takes it one step further."""
+
+from collections.abc import Callable, Mapping
+import functools
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from vlp_jax.ops import reduce
+from vlp_jax.ops import tree
+from vlp_jax.training import sharding as sharding_lib
+
+# The order is part of what a seed means: add at the end.
+STREAMS = ("dropout", "mask", "sample")
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that a checkpoint holds; nothing in it is random.
+
+  step int32 []; params; opt_state; ema: like params, or None without a teacher;
+  memory: the state of objectives that is no parameter (queues).
+  """
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+  ema: Any
+  memory: Any
+
+
+def keys(seed: int, step: jax.Array) -> dict[str, jax.Array]:
+  """The PRNG key of each stream: a function of (seed, step, stream)."""
+  key = jax.random.fold_in(jax.random.key(seed), step)
+  return {name: jax.random.fold_in(key, i) for i, name in enumerate(STREAMS)}
+
+
+def make_init(
+  pretrainer: nn.Module, tx: optax.GradientTransformation, *, ema: bool
+) -> Callable[[jax.Array, Mapping[str, jax.Array]], TrainState]:
+  """`init(key, batch) -> TrainState`, its leaves boxed with their logical axes."""
+
+  def init(key, batch):
+    rngs = {name: jax.random.fold_in(key, i) for i, name in enumerate(STREAMS)}
+    variables = pretrainer.init({"params": key, **rngs}, batch)
+    params = variables["params"]
+    return TrainState(
+      step=jnp.int32(0),
+      params=params,
+      opt_state=tx.init(params),
+      ema=jax.tree.map(jnp.copy, params) if ema else None,
+      memory=variables.get("memory", {}),
+    )
+
+  return init
+
+
+def abstract_params(pretrainer: nn.Module, batch: Mapping[str, Any]) -> Any:
+  """Unboxed shapes of the parameters: no memory, no computation."""
+  rngs = {name: jax.random.key(0) for name in ("params", *STREAMS)}
+  shapes = jax.eval_shape(lambda b: pretrainer.init(rngs, b), batch)
+  return nn.unbox(shapes["params"])
+
+
+def abstract_state(
+  pretrainer: nn.Module,
+  tx: optax.GradientTransformation,
+  batch: Mapping[str, jax.ShapeDtypeStruct],
+  *,
+  ema: bool,
+  mesh: jax.sharding.Mesh,
+  sharding: sharding_lib.Sharding,
+) -> TrainState:
+  """Shapes, dtypes and shardings of the state: no memory, no computation."""
+  init = make_init(pretrainer, tx, ema=ema)
+  # Outside of the mesh context: constants boxed inside it cannot be evaluated.
+  boxed = jax.eval_shape(init, jax.random.key(0), batch)
+  places = sharding_lib.shardings(boxed, mesh, sharding)
+  return jax.tree.map(
+    lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place),
+    nn.unbox(boxed),
+    places,
+  )
+
+
+def init_state(
+  pretrainer: nn.Module,
+  tx: optax.GradientTransformation,
+  batch: Mapping[str, jax.ShapeDtypeStruct],
+  *,
+  seed: int,
+  ema: bool,
+  mesh: jax.sharding.Mesh,
+  sharding: sharding_lib.Sharding,
+) -> TrainState:
+  """A fresh state, made where it is to live: never whole on one device."""
+  where = abstract_state(
+    pretrainer, tx, batch, ema=ema, mesh=mesh, sharding=sharding
+  )
+  init = make_init(pretrainer, tx, ema=ema)
+
+  def make():
+    example = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dict(batch))
+    return nn.unbox(init(jax.random.key(seed), example))
+
+  places = jax.tree.map(lambda x: x.sharding, where)
+  with sharding_lib.use(mesh, sharding):
+    return jax.jit(make, out_shardings=places)()
+
+
+def make_train_step(
+  pretrainer: nn.Module,
+  tx: optax.GradientTransformation,
+  *,
+  seed: int,
+  ema_decay: float | None,
+  schedule: Callable[[jax.Array], jax.Array],
+) -> Callable[[TrainState, Mapping], tuple[TrainState, dict[str, reduce.Mean]]]:
+  """`step(state, batch) -> (state, metrics)`, to be jitted with the state donated.
+
+  As in ALBEF's official code, the teacher is updated first, from the parameters as
+  they come in; then it teaches; then the optimiser moves the parameters.
+
+  Returns:
+    The function; its metrics are "loss", those of the pretrainer, "grad_norm" before
+    clipping and "learning_rate".
+  """
+
+  def step(state, batch):
+    ema = state.ema
+    if ema_decay is not None:
+      ema = tree.ema(ema, state.params, decay=ema_decay)
+
+    def loss_of(params):
+      (loss, metrics), new = pretrainer.apply(
+        {"params": params, "memory": state.memory},
+        batch,
+        step=state.step,
+        teacher_params=ema,
+        train=True,
+        rngs=keys(seed, state.step),
+        mutable=["memory"],
+      )
+      return loss.value(), (loss, metrics, new.get("memory", {}))
+
+    grads, (loss, metrics, memory) = jax.grad(loss_of, has_aux=True)(state.params)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    one = functools.partial(reduce.Mean, weight=jnp.float32(1.0))
+    metrics = {
+      "loss": loss,
+      **metrics,
+      "grad_norm": one(optax.global_norm(grads)),
+      "learning_rate": one(jnp.float32(schedule(state.step))),
+    }
+    new_state = TrainState(
+      step=state.step + 1,
+      params=optax.apply_updates(state.params, updates),
+      opt_state=opt_state,
+      ema=ema,
+      memory=memory,
+    )
+    return new_state, metrics
+
+  return step
