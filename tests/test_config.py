@@ -195,6 +195,8 @@ def test_run_has_the_defaults_and_leaves_out_what_is_none(file):
     ("model.image.name=x", "model.image.name: no such field"),
     ("model.image.widht=3", "did you mean 'width'"),
     ("model.text=3", "model.text: wrong type: got 3"),
+    ("objectives.itc.weight=abc", "objectives.itc.weight: wrong type: got 'abc'"),
+    ("evals.val.every=often", "evals.val.every: wrong type: .* wants a duration"),
     ("model.fusion.type=None", "model.fusion.type is missing: name a file of"),
     ("tokenizer.type=word_piece", "did you mean 'wordpiece'"),
     ("data.source.type=no.such:Source", "no module no: is its folder on PYTHONPATH"),
@@ -237,7 +239,7 @@ class Outer:
   e: tuple[float, ...] = ()
   f: Literal["x", "y"] | None = "x"
   g: dict[str, int] = dataclasses.field(default_factory=dict)
-  h: config_lib.Duration | None = None
+  h: schema.Duration | None = None
   i: Inner | None = None
   j: tuple[int, str] = (1, "a")
   k: Any = None
@@ -279,13 +281,13 @@ BAD = [
 
 @pytest.mark.parametrize("spec", GOOD, ids=str)
 def test_values_that_fit(spec):
-  config_lib.check_fields(Outer, dict(a=1) | spec, "where")
+  schema.check_fields(Outer, dict(a=1) | spec, "where")
 
 
 @pytest.mark.parametrize(("spec", "message"), BAD, ids=str)
 def test_values_that_do_not(spec, message):
   with pytest.raises(ValueError, match=message):
-    config_lib.check_fields(Outer, dict(a=1) | spec, "where")
+    schema.check_fields(Outer, dict(a=1) | spec, "where")
 
 
 def test_fields_of_a_flax_module_are_those_of_the_config():
@@ -293,15 +295,15 @@ def test_fields_of_a_flax_module_are_those_of_the_config():
     width: int
     inner: nn.Dense = None
 
-  assert config_lib.fields(Module) == {"width": int}
+  assert schema.fields(Module) == {"width": int}
   with pytest.raises(ValueError, match="where.width is missing"):
-    config_lib.check_fields(Module, {}, "where")
-  config_lib.check_fields(Module, {}, "where", given={"width": 3})
+    schema.check_fields(Module, {}, "where")
+  schema.check_fields(Module, {}, "where", given={"width": 3})
 
 
 def test_resolve_finds_classes_by_file_and_by_dotted_path():
-  assert config_lib.resolve("objectives", "itc").__module__ == "vlp_jax.objectives.itc"
-  found = config_lib.resolve("objectives", "collections:OrderedDict")
+  assert schema.resolve("objectives", "itc").__module__ == "vlp_jax.objectives.itc"
+  found = schema.resolve("objectives", "collections:OrderedDict")
   assert found.__name__ == "OrderedDict"
   # Not every file of models/ is an encoder.
   assert "vlm" not in schema.kinds("models")
@@ -312,7 +314,7 @@ def test_an_import_error_inside_a_component_is_not_hidden(tmp_path, monkeypatch)
   (tmp_path / "their_objective.py").write_text("import not_installed_here\n")
   monkeypatch.syspath_prepend(tmp_path)
   with pytest.raises(ModuleNotFoundError, match="not_installed_here"):
-    config_lib.resolve("objectives", "their_objective:Objective")
+    schema.resolve("objectives", "their_objective:Objective")
 
 
 @pytest.mark.parametrize(

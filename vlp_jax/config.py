@@ -24,13 +24,6 @@ import ml_collections
 
 from vlp_jax import schema
 
-# Those who put a run together say `config.resolve`: one name for both files.
-Duration = schema.Duration
-check_fields = schema.check_fields
-fields = schema.fields
-is_duration = schema.is_duration
-resolve = schema.resolve
-
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -59,7 +52,7 @@ class Checkpoint:
     best: a metric ("val/t2i_r1"); the checkpoint where it was largest is kept too.
   """
 
-  every: Duration = "10%"
+  every: schema.Duration = "10%"
   keep: int = 2
   best: str | None = None
 
@@ -73,7 +66,7 @@ class Log:
     tensorboard: writes event files beside metrics.jsonl.
   """
 
-  every: Duration = 50
+  every: schema.Duration = 50
   tensorboard: bool = True
 
 
@@ -81,7 +74,7 @@ class Log:
 class Profile:
   """Records a trace of steps start … start + steps - 1."""
 
-  start: Duration = 20
+  start: schema.Duration = 20
   steps: int = 5
 
 
@@ -102,7 +95,7 @@ class Run:
   """
 
   batch_size: int
-  total: Duration
+  total: schema.Duration
   tokenizer: dict
   model: dict
   objectives: dict
@@ -284,7 +277,7 @@ def _literal(text):
 
 
 def steps(
-  duration: Duration, *, batch_size: int, epoch_size: int, total_steps: int
+  duration: schema.Duration, *, batch_size: int, epoch_size: int, total_steps: int
 ) -> int:
   """The number of steps, to the nearest, and at least 1 of a duration that is not 0.
 
@@ -318,7 +311,7 @@ def run(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Run:
     ValueError: an unknown, missing or mistyped key of the top level.
   """
   plain = _to_dict(config)
-  check_fields(Run, plain, "")
+  schema.check_fields(Run, plain, "")
   for name in ("objectives", "evals"):
     members = plain.get(name, {})
     plain[name] = {key: spec for key, spec in members.items() if spec is not None}
@@ -326,7 +319,7 @@ def run(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Run:
 
 
 def _instance(cls, values):
-  hints = fields(cls)
+  hints = schema.fields(cls)
   for name, value in values.items():
     nested = schema.dataclass_of(hints[name])
     if nested and isinstance(value, dict):
@@ -348,26 +341,28 @@ class _Part:
   Attributes:
     path: keys; "*" is any. seam: its folder; "": it has one type only.
     default: its type where it names none; "*": the key it stands under.
-    given: fields that `build` hands in. extra: keys that are the trainer's.
+    given: fields that `build` hands in. extra: keys that are the trainer's, and what
+      they are.
   """
 
   path: str
   seam: str
   default: str | None = None
   given: tuple[str, ...] = ()
-  extra: tuple[str, ...] = ()
+  extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-TOWERS = ("image", "text", "fusion")
+TOWERS = {"image": dict | None, "text": dict | None, "fusion": dict | None}
+EVAL = {"every": schema.Duration, "data": dict | None, "batch_size": int}
 PARTS = (
   _Part("model", "", "vlp_jax.models.vlm:VLM", given=TOWERS, extra=TOWERS),
-  _Part("tokenizer", "data.tokenizers", given=("path",), extra=("train",)),
+  _Part("tokenizer", "data.tokenizers", given=("path",), extra={"train": dict | None}),
   _Part("data.source", "data.sources"),
   _Part("model.image", "models", "vit"),
   _Part("model.text", "models", "text", given=("vocab", "length")),
   _Part("model.fusion", "models.fusion", given=("num_heads", "mlp_dim")),
-  _Part("objectives.*", "objectives", "*", ("vocab", "width"), ("weight",)),
-  _Part("evals.*", "evaluators", "*", extra=("every", "data", "batch_size")),
+  _Part("objectives.*", "objectives", "*", ("vocab", "width"), {"weight": float}),
+  _Part("evals.*", "evaluators", "*", extra=EVAL),
   _Part("evals.*.data.source", "data.sources"),
   _Part("optim", "", "vlp_jax.training.optim:Optim"),
   _Part("sharding", "", "vlp_jax.training.sharding:Sharding"),
@@ -389,12 +384,14 @@ def check(config: Run) -> None:
           f"config: {where}: wrong type: got {spec!r} ({type(spec).__name__}), wants a"
           " dict of fields."
         )
+      for key in part.extra.keys() & spec.keys():
+        schema.check_value(part.extra[key], spec[key], f"{where}.{key}")
       spec = {k: v for k, v in spec.items() if k not in part.extra}
       name = where.rpartition(".")[2] if part.default == "*" else part.default
       if part.seam:
         name = spec.pop("type", name)
-      cls = resolve(part.seam, name, where=where)
-      check_fields(cls, spec, where, given=part.given)
+      cls = schema.resolve(part.seam, name, where=where)
+      schema.check_fields(cls, spec, where, given=part.given)
 
 
 def _at(value, keys, where):

@@ -158,7 +158,7 @@ def check_fields(
         + (f"did you mean {near!r}? " if near else "")
         + f"(fields: {', '.join(hints)})"
       )
-    _check_value(hints[name], value, path)
+    check_value(hints[name], value, path)
   for field in dataclasses.fields(cls):
     lacks = field.default is field.default_factory is dataclasses.MISSING
     if lacks and field.name in hints and field.name not in {*spec, *given}:
@@ -168,7 +168,8 @@ def check_fields(
       )
 
 
-def _check_value(hint, value, path):
+def check_value(hint: Any, value: Any, path: str) -> None:
+  """Checks that a value is what an annotation says, by `path` in the message."""
   nested = dataclass_of(hint)
   if nested and isinstance(value, Mapping | ml_collections.ConfigDict):
     check_fields(nested, value, path)

@@ -13,7 +13,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vlp_jax.models import tokens as tokens_lib
 from vlp_jax.nn import linear
 from vlp_jax.ops import mask as mask_lib
 from vlp_jax.ops import reduce
@@ -90,11 +89,11 @@ class Objective(nn.Module):
 
 def _take(tokens, rows):
   mask = None if tokens.mask is None else tokens.mask[rows]
-  return tokens_lib.Tokens(tokens.x[rows], mask)
+  return tokens.replace(x=tokens.x[rows], mask=mask)
 
 
 def _stack(*parts):
   mask = None
   if parts[0].mask is not None:
     mask = jnp.concatenate([part.mask for part in parts])
-  return tokens_lib.Tokens(jnp.concatenate([part.x for part in parts]), mask)
+  return parts[0].replace(x=jnp.concatenate([part.x for part in parts]), mask=mask)

@@ -1,6 +1,7 @@
 """How a run is getting on: the progress line, the share of waiting, the profiler."""
 
 from collections.abc import Iterable, Iterator
+import contextlib
 import logging
 import sys
 import time
@@ -52,9 +53,16 @@ class Progress:
     self._last_line = 0.0
     self._mark = (start, time.perf_counter(), waiting.seconds)
 
-  def pause(self, seconds: float) -> None:
-    """Time that was no training: compiling, evaluating, saving."""
-    self._paused += seconds
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Time that is no training: evaluating, saving."""
+    start = time.perf_counter()
+    yield
+    self._paused += time.perf_counter() - start
+
+  def compiled(self, step: int) -> None:
+    """The first step, with its compilation, is done: rates count from here."""
+    self._mark = (step, time.perf_counter(), self._waiting.seconds)
 
   def rates(self, step: int) -> dict[str, float]:
     """Since the call before: examples a second, and the share of waiting (0 … 1)."""
@@ -64,7 +72,6 @@ class Progress:
     waited = self._waiting.seconds - mark_waited
     self._mark = (step, now, self._waiting.seconds)
     self._paused = 0.0
-    self._rate = max(step - mark_step, 1e-9) / spent
     return {
       "examples_per_second": (step - mark_step) * self._batch_size / spent,
       "input_wait": min(1.0, waited / spent),
@@ -74,7 +81,8 @@ class Progress:
     """Draws the line; off a terminal at most every ten seconds, and at the end."""
     if self._quiet:
       return
-    left = (self._total - step) / self._rate
+    rate = rates["examples_per_second"] / self._batch_size
+    left = (self._total - step) / max(rate, 1e-9)
     words = (
       f"step {step}/{self._total}  loss {loss:.3f}"
       f"  {rates['examples_per_second']:.0f} examples/s"

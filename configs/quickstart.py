@@ -1,0 +1,41 @@
+"""A small ALBEF on rendered scenes: what `bash launch/quickstart.sh` runs.
+
+  python -m vlp_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+from configs import parts
+
+
+def get_config(arg=""):
+  tiny = arg == "tiny"
+  width = dict(width=128, num_heads=4, mlp_dim=512, init_std=None)
+  c = parts.base(seed=0, batch_size=128, total="20 steps" if tiny else "600 steps")
+  c.tokenizer = dict(
+    type="sentencepiece", length=16, train=dict(vocab_size=256, model_type="bpe")
+  )
+  c.model = dict(
+    image=dict(type="vit", patch=12, res=48, depth=3, **width),
+    text=dict(type="text", depth=1, **width),
+    fusion=dict(type="cross_attention", depth=2, init_std=None),
+    embed_dim=64,
+    scale="log_scale",
+    unroll=3,
+  )
+  c.objectives = dict(
+    itc=dict(queue=512, distill=0.4, distill_ramp="50%"),
+    itm=dict(negatives="hard"),
+    mlm=dict(rate=0.3, distill=0.4, distill_ramp="50%", max_masked=8),
+  )
+  c.ema_decay = 0.99
+  scenes = dict(type="tfds", name="scenes", builder=dict(res=48, train_size=40_000))
+  held_out = dict(source=dict(scenes, split="val"), pp="decode")
+  c.data = dict(source=dict(scenes, split="train"), pp="decode")
+  c.optim = dict(lr=1e-3, warmup="8%", b2=0.98, weight_decay=0.02, clip_norm=3.0)
+  c.evals = dict(
+    retrieval=dict(rerank=16, data=held_out),
+    itm=dict(data=held_out),
+    mlm=dict(data=held_out),
+  )
+  c.checkpoint = dict(every="20%", keep=2)
+  c.log = dict(every=10)
+  return c

@@ -1,0 +1,163 @@
+"""Preprocessing as one line of a config: "decode|random_resized_crop(64)|flip".
+
+A word is a public function of a file data/ops_*.py whose annotation says that it returns
+an `Op`; what stands in its parentheses are Python literals for its arguments.
+"""
+
+import ast
+import difflib
+import functools
+import importlib
+import inspect
+import pathlib
+import typing
+from typing import Any
+
+import tensorflow as tf
+
+from vlp_jax.data import ops_image
+from vlp_jax.data.example import Example, Op
+
+
+def parse(text: str) -> Op:
+  """The chain of ops that a pp string says.
+
+  Works on an example with an image, with captions, or both: words about what is not
+  there do nothing. A word that stands twice draws other random numbers the second time.
+
+  Raises:
+    ValueError: a word that does not exist, or arguments it does not take.
+  """
+  ops, seen = [], {}
+  words = _split(text)
+  for i, (name, args, kwargs) in enumerate(words):
+    function = _function(name, text)
+    _check(function, name, args, kwargs)
+    if name == "decode" and i + 1 < len(words) and words[i + 1][0] in ops_image.DECODING:
+      continue  # the next word decodes only what it needs
+    try:
+      op = function(*args, **kwargs)
+    except ValueError as error:
+      raise ValueError(f"pp: {name}: {error}") from error
+    again = seen[name] = seen.get(name, -1) + 1
+    ops.append(_reseeded(op, again) if again else op)
+
+  def chain(example: Example) -> Example:
+    for op in ops:
+      example = op(example)
+    return example
+
+  return chain
+
+
+@functools.cache
+def words() -> dict[str, Any]:
+  """All words, name -> function."""
+  found = {}
+  for file in sorted(pathlib.Path(__file__).parent.glob("ops_*.py")):
+    module = importlib.import_module(f"vlp_jax.data.{file.stem}")
+    for name, function in vars(module).items():
+      if name.startswith("_") or not inspect.isfunction(function):
+        continue
+      if inspect.signature(function).return_annotation is Op:
+        found[name] = function
+  return found
+
+
+def _split(text):
+  """[(name, args, kwargs)] of each word."""
+  if not isinstance(text, str):
+    raise ValueError(f"pp: want a string like 'decode|resize(64)', got {text!r}.")
+  if not text.strip():
+    return []
+  # The string is a Python expression: words joined by the operator |.
+  try:
+    node = ast.parse(text.strip(), mode="eval").body
+  except SyntaxError as error:
+    raise ValueError(
+      f"pp: {text!r} does not parse ({error.msg}): want words joined by |, each with"
+      " its arguments in parentheses, like 'decode|random_resized_crop(64,"
+      " min_area=0.5)|flip'."
+    ) from error
+  nodes = []
+  while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+    nodes.append(node.right)
+    node = node.left
+  return [_word(n, text) for n in [node, *reversed(nodes)]]
+
+
+def _word(node, text):
+  call = isinstance(node, ast.Call)
+  name = node.func if call else node
+  if not isinstance(name, ast.Name):
+    raise ValueError(
+      f"pp: {ast.unparse(node)!r} in {text!r} is no word: want name or name(arguments)."
+    )
+  if not call:
+    return name.id, (), {}
+  try:
+    args = tuple(ast.literal_eval(arg) for arg in node.args)
+    kwargs = {k.arg: ast.literal_eval(k.value) for k in node.keywords}
+  except (ValueError, TypeError) as error:
+    raise ValueError(
+      f"pp: {ast.unparse(node)!r}: arguments are numbers and strings, not expressions."
+    ) from error
+  return name.id, args, kwargs
+
+
+def _function(name, text):
+  if name in words():
+    return words()[name]
+  near = difflib.get_close_matches(name, list(words()), n=1, cutoff=0.5)
+  raise ValueError(
+    f"pp: no word {name!r} (in {text!r})"
+    + (f"; did you mean {near[0]!r}?" if near else ".")
+    + f" There are: {', '.join(sorted(words()))}."
+  )
+
+
+def _check(function, name, args, kwargs):
+  """Raises ValueError where a word does not take these arguments."""
+  signature = inspect.signature(function)
+  takes = f"{name} takes: {', '.join(_described(signature)) or 'nothing'}."
+  for key in kwargs:
+    if key not in signature.parameters:
+      near = difflib.get_close_matches(str(key), list(signature.parameters), n=1)
+      hint = f"; did you mean {near[0]!r}?" if near else "."
+      raise ValueError(f"pp: {name} has no argument {key!r}{hint} {takes}")
+  try:
+    bound = signature.bind(*args, **kwargs)
+  except TypeError as error:
+    raise ValueError(f"pp: {name}: {error}. {takes}") from error
+  for key, value in bound.arguments.items():
+    hint = signature.parameters[key].annotation
+    fits = {int: (int,), float: (int, float), str: (str,)}.get(hint)
+    if fits and type(value) not in fits:
+      raise ValueError(
+        f"pp: {name}: {key}={value!r} is of type {type(value).__name__}, want"
+        f" {hint.__name__}. {takes}"
+      )
+    choices = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal and value not in choices:
+      raise ValueError(
+        f"pp: {name}: {key}={value!r}: want one of {', '.join(map(repr, choices))}."
+      )
+
+
+def _described(signature):
+  for name, parameter in signature.parameters.items():
+    default = parameter.default
+    yield name if default is parameter.empty else f"{name}={default!r}"
+
+
+def _reseeded(op, again):
+  def other(example: Example) -> Example:
+    if "seed" not in example:
+      return op(example)
+    seed = example["seed"]
+    changed = tf.random.experimental.stateless_fold_in(seed, tf.constant(again, seed.dtype))
+    return op(example | {"seed": changed}) | {"seed": seed}
+
+  return other
+
+
