@@ -38,6 +38,7 @@ def get_config(arg=""):
   c.ema_decay = 0.995
   crop = f"decode|random_resized_crop({res}, min_area=0.2)|flip|randaugment(2, 7)"
   c.data = dict(source=dict(type="table", path="data/pairs.jsonl"), pp=crop)
-  c.optim = dict(lr=1e-4, end_lr=1e-5, warmup="2000 steps", warmup_lr=1e-5)
+  c.optim = dict(lr=1e-4, end_lr=1e-5, warmup_lr=1e-5)
+  c.optim.warmup = "1 step" if tiny else "2000 steps"
   c.optim.weight_decay = 0.02
   return c

@@ -28,8 +28,8 @@ def get_config(arg=""):
   )
   c.ema_decay = 0.99
   scenes = dict(type="tfds", name="scenes", builder=dict(res=48, train_size=40_000))
-  held_out = dict(source=dict(scenes, split="val"), pp="decode")
-  c.data = dict(source=dict(scenes, split="train"), pp="decode")
+  held_out = dict(source=dict(split="val"), pp="decode")
+  c.data = dict(source=scenes, pp="decode")
   c.optim = dict(lr=1e-3, warmup="8%", b2=0.98, weight_decay=0.02, clip_norm=3.0)
   c.evals = dict(
     retrieval=dict(rerank=16, data=held_out),

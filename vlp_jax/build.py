@@ -1,7 +1,8 @@
 """From a config to the things it names: data, tokenizer, model, optimiser, evaluators."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
+import itertools
 import pathlib
 from typing import Any
 
@@ -266,6 +267,27 @@ def batch_spec(
     image_id=((batch_size,), np.int32),
   )
   return {key: jax.ShapeDtypeStruct(*value) for key, value in shapes.items()}
+
+
+def check_batches(
+  job: Job, batches: Iterator[dict[str, np.ndarray]]
+) -> Iterator[dict[str, np.ndarray]]:
+  """The same batches, of which the first is looked at now, before anything is compiled.
+
+  Raises:
+    ValueError: it is not what the model was built for.
+  """
+  first = next(batches)
+  for key, spec in job.batch.items():
+    if first[key].shape[1:] != spec.shape[1:] or first[key].dtype != spec.dtype:
+      got, want = (f"{x.dtype}{list(x.shape[1:])}" for x in (first[key], spec))
+      hint = ""
+      if key == "image":
+        hint = " config.data.pp decides its size, model.image.res what the model takes."
+      raise ValueError(
+        f"config: data: an example's {key} is {got}, but the model takes {want}.{hint}"
+      )
+  return itertools.chain([first], batches)
 
 
 def evaluators(job: Job) -> dict[str, Any]:

@@ -315,7 +315,18 @@ def run(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Run:
   for name in ("objectives", "evals"):
     members = plain.get(name, {})
     plain[name] = {key: spec for key, spec in members.items() if spec is not None}
+  for spec in plain["evals"].values():
+    _inherit(spec, plain["data"].get("source"))
   return _instance(Run, plain)
+
+
+def _inherit(spec, source):
+  """An evaluation whose source names no type reads the training one, but for what it
+  says: another split, say. So a folder is named once."""
+  data = spec.get("data") if isinstance(spec, dict) else None
+  own = data.get("source") if isinstance(data, dict) else None
+  if isinstance(own, dict) and isinstance(source, dict) and "type" not in own:
+    data["source"] = source | own
 
 
 def _instance(cls, values):

@@ -1,5 +1,6 @@
 """The run: what happens, in the order in which it happens."""
 
+import contextlib
 import json
 import logging
 import math
@@ -56,10 +57,7 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
     position = meta["position"]
     _tell(first, f"goes on from step {int(state.step)} in {workdir}")
   else:
-    state = _fresh(job, abstract)
-    position = 0
-  begun = int(state.step)
-  _tell(first, _summary(job, state))
+    state, position = None, 0
 
   # --- Data and step --------------------------------------------------------------------
   batches = pipeline.train_batches(
@@ -74,7 +72,12 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
     max_bad=config.data.max_bad,
     workers=config.data.workers,
   )
-  waiting = timing.Waiting(sharding.prefetch(batches, job.mesh))
+  fitting = build.check_batches(job, batches)
+  if state is None:
+    state = _fresh(job, abstract)
+  begun = int(state.step)
+  _tell(first, _summary(job, state))
+  waiting = timing.Waiting(sharding.prefetch(fitting, job.mesh))
   train_step = jax.jit(
     step_lib.make_train_step(
       job.pretrainer,
@@ -103,19 +106,25 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
   )
   profiler = _profiler(job)
   results: dict[str, dict[str, float]] = {}
-  with preemption.Stop() as stop, sharding.use(job.mesh, job.sharding):
+  with (
+    contextlib.closing(writer),
+    preemption.Stop() as stop,
+    sharding.use(job.mesh, job.sharding),
+  ):
     for step in range(begun, total):
       profiler.before(step)
       state, metrics = train_step(state, next(waiting))
       done = step + 1
       position += config.batch_size
+      # Once a step: a signal that comes later in it is for the next.
+      asked = stop.asked
       ended = done == total
       if done == begun + 1:
         jax.block_until_ready(state.step)
         progress.compiled(done)
 
       due = [n for n, every in eval_every.items() if ended or done % every == 0]
-      saves = ended or stop.asked or done % save_every == 0 or _is_best_due(config, due)
+      saves = ended or asked or done % save_every == 0 or _is_best_due(config, due)
       if done % log_every == 0 or saves:
         # The only place where the loop waits for the device. What is logged is this
         # step's own value: the same in a run that was interrupted and in one that was not.
@@ -135,11 +144,10 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
           flat = {f"{n}/{k}": v for n in due for k, v in results[n].items()}
           meta = {"position": position, "seed": config.seed}
           checkpoints.save(done, state, meta, flat)
-      if stop.asked and not ended:
+      if asked and not ended:
         break
   profiler.stop()
   progress.close()
-  writer.close()
   _tell_bad(first, batches)
   checkpoints.finish()
 
@@ -149,7 +157,8 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
                  " the same command goes on from there.")
     return 128 + signal.Signals[stop.asked]
   if begun == total:
-    results = {name: each(state.params) for name, each in evaluators.items()}
+    with sharding.use(job.mesh, job.sharding):
+      results = {name: each(state.params) for name, each in evaluators.items()}
   if first:
     _report(job, state, evaluators, results, seconds=time.time() - start_time)
   return 0
@@ -210,6 +219,10 @@ def _checkpoints(job):
 
 def _fresh(job, abstract):
   """A new state; with `config.init`, on top of the weights of another model."""
+  loaded = None
+  if job.config.init is not None:
+    # First, with shapes alone: a file that does not fit is told before any compiling.
+    loaded = initial.load(job.config.init, abstract.params)
   state = step_lib.init_state(
     job.pretrainer,
     job.tx,
@@ -219,9 +232,13 @@ def _fresh(job, abstract):
     mesh=job.mesh,
     sharding=job.sharding,
   )
-  if job.config.init is None:
+  if loaded is None:
     return state
-  params = initial.load(job.config.init, state.params)
+  params = jax.tree.map(
+    lambda new, own: own if isinstance(new, jax.ShapeDtypeStruct) else new,
+    loaded,
+    state.params,
+  )
   places = jax.tree.map(lambda x: x.sharding, abstract.params)
   params = jax.device_put(params, places)
   teacher = jax.device_put(params, places) if job.has_teacher else None
@@ -243,6 +260,7 @@ def _is_best_due(config, due):
 def _check_finite(values, step, checkpoints):
   wrong = [key for key, value in values.items() if not math.isfinite(value)]
   if wrong:
+    checkpoints.wait()
     there = checkpoints.steps()
     raise FloatingPointError(
       f"step {step}: {', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} not finite."

@@ -7,9 +7,7 @@ tf.image.resize with antialiasing.
 
 import io
 import struct
-import warnings
 
-import numpy as np
 from PIL import BmpImagePlugin
 from PIL import GifImagePlugin
 from PIL import Image
@@ -23,28 +21,36 @@ MAX_SIDE = 30_000
 FORMATS = "JPEG, PNG, GIF, BMP or WEBP"
 
 
-class BrokenImageError(ValueError):
-  """Bytes that are no image which can be used; the text says why, in few words."""
+class BadRecordError(ValueError):
+  """A record that cannot be used.
+
+  Attributes:
+    reason: in the same few words for all records of the kind, to count by.
+  """
+
+  def __init__(self, reason: str, detail: str = ""):
+    super().__init__(f"{reason} ({detail})" if detail else reason)
+    self.reason = reason
 
 
 def open_image(data: bytes) -> Image.Image:
   """The image of a file, of which only the header has been read.
 
   Raises:
-    BrokenImageError: empty, of no known format, damaged, or too large.
+    BadRecordError: empty, of no known format, damaged, or too large.
   """
   if not data:
-    raise BrokenImageError("empty file")
+    raise BadRecordError("empty file")
   try:
     # Not Image.open: it tries every format that Pillow knows, and warns of bombs where
     # we refuse them.
     image = _plugin(data)(io.BytesIO(data))
-  except BrokenImageError:
+  except BadRecordError:
     raise
   except MemoryError:
     raise
   except Exception as error:  # plugins raise anything on bytes that are no image
-    raise BrokenImageError(f"damaged image header ({_short(error)})") from error
+    raise BadRecordError(*_reason(error)) from error
   _check_size(*image.size)
   return image
 
@@ -53,7 +59,7 @@ def load(image: Image.Image) -> Image.Image:
   """Decodes an opened image to mode RGB.
 
   Raises:
-    BrokenImageError: it is truncated or damaged.
+    BadRecordError: it is truncated or damaged.
   """
   try:
     image.load()
@@ -65,42 +71,35 @@ def load(image: Image.Image) -> Image.Image:
   except MemoryError:
     raise
   except Exception as error:
-    text = _short(error)
-    what = "truncated image" if "truncated" in text else "damaged image"
-    raise BrokenImageError(f"{what} ({text})") from error
+    raise BadRecordError(*_reason(error)) from error
 
 
-def decode(data: bytes) -> np.ndarray:
-  """uint8 [H, W, 3] of a file; raises BrokenImageError."""
-  return np.asarray(load(open_image(data)))
+def load_window(
+  image: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int]
+) -> tuple[Image.Image, tuple[int, int, int, int]]:
+  """Decodes an opened image of which a part is wanted at a size.
 
-
-def crop_and_resize(
-  image: Image.Image, window: tuple[int, int, int, int], size: tuple[int, int]
-) -> np.ndarray:
-  """Cuts a window out of an image and resizes it, bicubic with antialiasing.
-
-  A JPEG that was opened but not decoded is decoded at 1/2, 1/4 or 1/8 of its size where
-  the window is so many times larger than what is wanted.
+  A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the part stays at least as
+  large as what is wanted.
 
   Args:
-    image: opened or decoded.
-    window: top, left, height, width.
-    size: height, width of the result.
+    image: opened, or decoded already.
+    box: left, top, right, bottom of the part.
+    size: width and height that it will be resized to.
+
+  Returns:
+    the image, and where the part is in it.
   """
-  top, left, height, width = window
-  full = image.size
-  shrink = max(1, min(height // size[0], width // size[1]))
+  left, top, right, bottom = box
+  width, height = image.size
+  shrink = min((right - left) // size[0], (bottom - top) // size[1])
   if shrink > 1 and isinstance(image, JpegImagePlugin.JpegImageFile):
-    image.draft(None, (max(1, full[0] // shrink), max(1, full[1] // shrink)))
+    image.draft(None, (max(1, width // shrink), max(1, height // shrink)))
   image = load(image)
-  x, y = image.width / full[0], image.height / full[1]
-  box = (left * x, top * y, (left + width) * x, (top + height) * y)
-  left, top, right, bottom = (round(edge) for edge in box)
-  box = (left, top, max(right, left + 1), max(bottom, top + 1))
-  if box != (0, 0, *image.size):
-    image = image.crop(box)
-  return np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC))
+  x, y = image.width / width, image.height / height
+  left, top = round(left * x), round(top * y)
+  right, bottom = max(round(right * x), left + 1), max(round(bottom * y), top + 1)
+  return image, (left, top, right, bottom)
 
 
 def _plugin(data):
@@ -118,14 +117,14 @@ def _plugin(data):
   if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
     _check_size(*_webp_size(data))
     return WebPImagePlugin.WebPImageFile
-  raise BrokenImageError(f"not a {FORMATS} file")
+  raise BadRecordError("no image", f"its bytes are of no {FORMATS} file")
 
 
 def _webp_size(data):
   """Width and height; Pillow's plugin makes the whole canvas when it opens a file."""
   kind, body = data[12:16], data[20:30]
   if len(body) < 10:
-    raise BrokenImageError("truncated image (header)")
+    raise BadRecordError("truncated image")
   if kind == b"VP8X":
     return tuple(1 + int.from_bytes(body[i : i + 3], "little") for i in (4, 7))
   if kind == b"VP8L":
@@ -136,11 +135,14 @@ def _webp_size(data):
 
 def _check_size(width, height):
   if width < 1 or height < 1:
-    raise BrokenImageError("image without pixels")
+    raise BadRecordError("image without pixels")
   if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-    raise BrokenImageError("image too large")
+    raise BadRecordError("image too large", f"{width}×{height} pixels")
 
 
-def _short(error):
-  text = " ".join(str(error).split())
-  return f"{type(error).__name__}: {text}"[:80]
+def _reason(error):
+  """(reason, detail) of what Pillow raised."""
+  text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:80]
+  cut = ("truncated", "unexpected end")
+  what = "truncated" if any(word in text.lower() for word in cut) else "damaged"
+  return f"{what} image", text

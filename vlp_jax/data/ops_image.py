@@ -1,34 +1,43 @@
-"""Words of the pp string that work on images; see example.py for what they get.
+"""Words of the pp string that work on images, and how files become pixels.
 
-Geometry is torchvision's and resampling is Pillow's, as in the official code of ALBEF
-(dataset/__init__.py), BLIP and CLIP: pixels are the same to the last bit.
+An example is a dict: "image" is the bytes of a file until it is decoded, then uint8
+[H, W, 3]; "caption" is a str. A word makes an op: (example, rng) -> example.
+
+Geometry is torchvision's and resampling Pillow's, as in the official code of ALBEF
+(dataset/__init__.py), BLIP and CLIP: the same pixels to the last bit. Pillow's bicubic
+resize is also twice as fast as tf.image.resize with antialiasing.
 """
 
 from collections.abc import Callable
 import math
+from typing import Any
 
 import numpy as np
-import tensorflow as tf
+from PIL import Image
 
 from vlp_jax.data import decode as decode_lib
-from vlp_jax.data import example as example_lib
-from vlp_jax.data.example import Example, Op
+from vlp_jax.data import randaugment as randaugment_lib
+from vlp_jax.data.decode import BadRecordError
 
-# These decode for themselves, and only what they need: `decode` before them says where
-# pixels begin, and does nothing.
-DECODING = ("center_crop", "random_resized_crop", "resize", "resize_shorter")
+Example = dict[str, Any]
+# A function whose annotation says that it returns an Op is a word of the pp string.
+Op = Callable[[Example, np.random.Generator], Example]
+
 TRIES = 10  # torchvision.transforms.RandomResizedCrop.get_params
 
 
 def decode() -> Op:
-  """File -> uint8 [H, W, 3], the first picture of an animation, greys and CMYK as RGB."""
+  """File -> uint8 [H, W, 3], the first picture of an animation, greys and CMYK as RGB.
 
-  def op(example: Example) -> Example:
-    if "image" not in example:
-      return example
-    if example["image"].dtype != tf.string:
+  Nothing is decoded before a word asks for it: a crop decodes only what it needs.
+  """
+
+  def op(example, rng):
+    del rng
+    image = example["image"]
+    if not isinstance(image, bytes):
       raise ValueError("pp: decode: the image is decoded already: say decode once.")
-    return _with_image(example, _whole, size=(None, None))
+    return example | {"image": decode_lib.open_image(image)}
 
   return op
 
@@ -37,40 +46,49 @@ def resize(size: int) -> Op:
   """To a square, its aspect ratio lost: the official evaluation of ALBEF and BLIP."""
   _check_size(size)
 
-  def cut(image):
-    # No JPEG scaling here: the official transform decodes the whole image.
-    image = decode_lib.load(image)
-    window = (0, 0, image.height, image.width)
-    return decode_lib.crop_and_resize(image, window, (size, size))
+  def op(example, rng):
+    del rng
+    # The official transform decodes the whole image: no reduced scale.
+    image = decode_lib.load(_opened(example, "resize"))
+    return example | {"image": _resized(image, (size, size))}
 
-  return _sized(cut, (size, size))
+  return op
 
 
 def resize_shorter(size: int) -> Op:
   """The shorter side to `size`, the aspect ratio kept; torchvision's Resize(int)."""
   _check_size(size)
-  return _sized(lambda image: _shorter(image, size), (None, None))
+
+  def op(example, rng):
+    del rng
+    image = decode_lib.load(_opened(example, "resize_shorter"))
+    width, height = image.size
+    if width <= height:
+      new = (size, int(size * height / width))
+    else:
+      new = (int(size * width / height), size)
+    return example | {"image": _resized(image, new)}
+
+  return op
 
 
 def center_crop(size: int) -> Op:
-  """The middle square of this size; torchvision's CenterCrop.
-
-  Raises:
-    ValueError: when run, on an image that is smaller.
-  """
+  """The middle square of this size; torchvision's CenterCrop."""
   _check_size(size)
 
-  def cut(image):
-    image = decode_lib.load(image)
-    if min(image.size) < size:
+  def op(example, rng):
+    del rng
+    image = decode_lib.load(_opened(example, "center_crop"))
+    width, height = image.size
+    if min(width, height) < size:
       raise ValueError(
-        f"pp: center_crop({size}): an image is {image.width}×{image.height}: put"
+        f"pp: center_crop({size}): an image is {width}×{height}: put"
         f" resize_shorter({size}) before it."
       )
-    top, left = (round((side - size) / 2) for side in image.size[::-1])
-    return np.asarray(image.crop((left, top, left + size, top + size)))
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return example | {"image": image.crop((left, top, left + size, top + size))}
 
-  return _sized(cut, (size, size))
+  return op
 
 
 def random_resized_crop(
@@ -82,7 +100,8 @@ def random_resized_crop(
 ) -> Op:
   """A random window, resized to a square; torchvision's RandomResizedCrop.
 
-  A JPEG much larger than `size` is decoded at a reduced scale.
+  A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the window stays larger than
+  what is wanted.
 
   Args:
     size: side of the square.
@@ -99,39 +118,42 @@ def random_resized_crop(
     raise ValueError(
       f"min_ratio={min_ratio}, max_ratio={max_ratio}: want 0 < min_ratio <= max_ratio."
     )
-  bounds = dict(area=(min_area, max_area), ratio=(min_ratio, max_ratio))
 
-  def cut(image, uniforms):
-    window = random_window(image.height, image.width, uniforms, **bounds)
-    return decode_lib.crop_and_resize(image, window, (size, size))
+  def op(example, rng):
+    image = _opened(example, "random_resized_crop")
+    top, left, height, width = random_window(
+      *image.size[::-1], rng, area=(min_area, max_area), ratio=(min_ratio, max_ratio)
+    )
+    box = (left, top, left + width, top + height)
+    image, box = decode_lib.load_window(image, box, (size, size))
+    if box != (0, 0, *image.size):
+      image = image.crop(box)
+    return example | {"image": _resized(image, (size, size))}
 
-  def draw(example):
-    seed = example_lib.stream(example, "random_resized_crop")
-    return tf.random.stateless_uniform([TRIES, 4], seed, dtype=tf.float32)
-
-  return _sized(cut, (size, size), draw)
+  return op
 
 
 def random_window(
   height: int,
   width: int,
-  uniforms: np.ndarray,
+  rng: np.random.Generator,
   *,
   area: tuple[float, float],
   ratio: tuple[float, float],
 ) -> tuple[int, int, int, int]:
-  """(top, left, height, width), by torchvision's rule from uniform numbers [tries, 4].
+  """(top, left, height, width), by torchvision's rule.
 
   Uniform in area and in the logarithm of the aspect ratio; if no try fits into the
   image, the largest central window whose ratio is within bounds.
   """
   low, high = math.log(ratio[0]), math.log(ratio[1])
-  for u_area, u_ratio, u_top, u_left in np.asarray(uniforms, np.float64):
-    pixels = height * width * (area[0] + u_area * (area[1] - area[0]))
-    aspect = math.exp(low + u_ratio * (high - low))
+  for _ in range(TRIES):
+    pixels = height * width * rng.uniform(*area)
+    aspect = math.exp(rng.uniform(low, high))
     w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
     if 0 < w <= width and 0 < h <= height:
-      return int(u_top * (height - h + 1)), int(u_left * (width - w + 1)), h, w
+      top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+      return int(top), int(left), h, w
   w, h = width, height
   if width / height < ratio[0]:
     h = round(w / ratio[0])
@@ -145,79 +167,63 @@ def flip(p: float = 0.5) -> Op:
   if not 0 <= p <= 1:
     raise ValueError(f"p={p}: a probability, want 0 … 1.")
 
-  def op(example: Example) -> Example:
-    if "image" not in example:
-      return example
-    image = example_lib.pixels(example, "flip")
-    draw = tf.random.stateless_uniform([], example_lib.stream(example, "flip"))
-    image = tf.cond(draw < p, lambda: image[:, ::-1], lambda: tf.identity(image))
-    return example | {"image": image}
+  def op(example, rng):
+    image = pixels(_opened(example, "flip"))
+    # Drawn for every image, so that what follows draws the same.
+    return example | {"image": image[:, ::-1] if rng.random() < p else image}
 
   return op
 
 
-# --- How an image goes through Pillow -------------------------------------------------
+def randaugment(n: int = 2, m: float = 7) -> Op:
+  """ALBEF's RandAugment: n of its ten ops, each applied with probability 0.5.
 
+  Args:
+    n: number of ops.
+    m: strength, 0 … 10.
+  """
+  if n < 1:
+    raise ValueError(f"n={n}: a number of ops, want 1 or more.")
+  if not 0 <= m <= randaugment_lib.MAX_LEVEL:
+    raise ValueError(f"m={m}: a strength, want 0 … {randaugment_lib.MAX_LEVEL}.")
 
-def _whole(image):
-  return np.asarray(decode_lib.load(image))
-
-
-def _shorter(image, size):
-  width, height = image.size
-  if width <= height:
-    new = (int(size * height / width), size)
-  else:
-    new = (size, int(size * width / height))
-  image = decode_lib.load(image)
-  return decode_lib.crop_and_resize(image, (0, 0, height, width), new)
-
-
-def _sized(cut, size, draw=None):
-  """The op of `cut`, a function of an opened image and the numbers of `draw`."""
-
-  def op(example: Example) -> Example:
-    if "image" not in example:
-      return example
-    return _with_image(example, cut, size=size, draw=draw)
+  def op(example, rng):
+    image = pixels(_opened(example, "randaugment"))
+    return example | {"image": randaugment_lib.augment(image, rng, count=n, level=m)}
 
   return op
 
 
-def _with_image(
-  example: Example,
-  cut: Callable,
-  *,
-  size: tuple[int | None, int | None],
-  draw: Callable | None = None,
-) -> Example:
-  """The example with its image, a file or pixels, sent through `cut`."""
-  # A broken record's place in the batch; also when several words follow each other.
-  blank = np.zeros([side or 1 for side in size] + [3], np.uint8)
+def pixels(image: Image.Image | np.ndarray) -> np.ndarray:
+  """uint8 [H, W, 3] of an image that was opened, decoded or is pixels already.
 
-  def run(image, bad, *numbers):
-    if bad:
-      return blank, bad
-    try:
-      encoded = isinstance(image, bytes)
-      opened = (
-        decode_lib.open_image(image) if encoded else decode_lib.Image.fromarray(image)
-      )
-      return np.ascontiguousarray(cut(opened, *numbers)), b""
-    except decode_lib.BrokenImageError as error:
-      return blank, str(error).encode()
+  Raises:
+    BadRecordError: its file is damaged.
+  """
+  if isinstance(image, Image.Image):
+    return np.asarray(decode_lib.load(image))
+  return image
 
-  bad = tf.convert_to_tensor(example.get("bad", ""))
-  numbers = [draw(example)] if draw else []
-  # Stateless: the same bytes and numbers give the same pixels.
-  image, bad = tf.numpy_function(
-    run, [example["image"], bad, *numbers], [tf.uint8, tf.string], stateful=False
-  )
-  image.set_shape([*size, 3])
-  bad.set_shape([])
-  return example | {"image": image, "bad": bad}
+
+def _opened(example, word):
+  """The image as Pillow's."""
+  image = example["image"]
+  if isinstance(image, bytes):
+    raise ValueError(
+      f"pp: {word}: the image is not decoded yet: put decode before {word}."
+    )
+  if isinstance(image, Image.Image):
+    return image
+  return Image.fromarray(np.ascontiguousarray(image))
+
+
+def _resized(image, size):
+  return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def _check_size(size):
   if size < 1:
     raise ValueError(f"size={size}: want 1 or more.")
+
+
+__all__ = ["BadRecordError", "Example", "Op"]

@@ -1,18 +1,18 @@
 """Batches of a run, addressed by position; tf.data reads, decodes and augments ahead.
 
-Position p of a run is example `index(p)`: a stateless permutation of (seed, epoch). What
+Position p of a run is an example by a stateless permutation of (seed, epoch), and what
 is random about it (crop, caption) is drawn from (seed, p). So any step can be asked for
 at once, on any number of processes, and nothing about data is in a checkpoint.
 
 Shape letters: B batch, R side of the image, L text length.
 """
 
-from collections.abc import Iterator
 import collections
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
 import dataclasses
 import logging
 import os
-import threading
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,18 @@ _log = logging.getLogger("vlp_jax")
 tf.config.set_visible_devices([], "GPU")
 
 SEEN_AT_LEAST = 100  # before the share of broken records counts
+# Of the shuffle. TensorFlow's 4 leave data of a few thousand examples nearly in order
+# (their correlation with it is 5 to 10 times that of chance), and 8 leave a trace in
+# 60,000; after 16 none is found.
+ROUNDS = 16
 ATTEMPTS = 20  # substitutes for one broken record
-NAMED = 5  # broken records of a kind that the log names
+NAMED = 5  # broken records of a kind that the log and the error name
+COLUMNS = {
+  "image": tf.uint8,
+  "text": tf.int32,
+  "text_mask": tf.bool,
+  "image_id": tf.int32,
+}
 
 
 class BadDataError(ValueError):
@@ -46,74 +56,38 @@ class Bad:
     self.counts = collections.Counter()
     self._most = most
     self._seen = 0
-    self._keys = []
-    self._lock = threading.Lock()
+    self._keys = collections.defaultdict(list)
 
-  def good(self, count: int) -> None:
-    with self._lock:
-      self._seen += count
-
-  def add(self, key: str, error: ops_image.BadRecordError) -> None:
-    """Counts one.
+  def add(self, good: int, broken: Iterable[tuple[str, ops_image.BadRecordError]]):
+    """Counts good records, and (key, error) of broken ones.
 
     Raises:
       BadDataError: more than the share that is allowed are broken.
     """
-    with self._lock:
+    self._seen += good
+    for key, error in broken:
       self._seen += 1
       self.counts[error.reason] += 1
-      self._keys.append(key)
       total = sum(self.counts.values())
       if self.counts[error.reason] <= NAMED:
+        self._keys[error.reason].append(key)
         _log.warning("data: passed over %s: %s", key, error)
-      if self._seen >= SEEN_AT_LEAST and total > self._most * self._seen:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in self.counts.items())
+      elif total in (100, 1_000, 10_000, 100_000, 1_000_000):
+        _log.warning("data: passed over %s so far: %s", f"{total:,}", str(self))
+      enough = self._seen >= SEEN_AT_LEAST or not self._most
+      if enough and total > self._most * self._seen:
+        named = [key for keys in self._keys.values() for key in keys]
         raise BadDataError(
-          f"data: {total} of {self._seen} records are broken ({reasons}), more than"
-          f" data.max_bad={self._most}; among them {', '.join(self._keys[:5])}. Mend or"
+          f"data: {total} of {self._seen} records are broken ({self}), more than"
+          f" data.max_bad={self._most}; among them {', '.join(named[:NAMED])}. Mend or"
           " remove them, or raise data.max_bad."
         )
 
+  def __str__(self) -> str:
+    return ", ".join(f"{n} {reason}" for reason, n in self.counts.most_common())
 
-@dataclasses.dataclass(frozen=True)
-class _Loader:
-  """From positions to a host batch; every method is a function of its arguments."""
 
-  source: Any
-  op: pp_lib.Op
-  tokenizer: Any
-  seed: int
-  bad: Bad
-
-  def batch(self, positions: np.ndarray, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """The examples `indices`, which stand at `positions` of the run."""
-    raw = self.source.read(indices)
-    rows = [self._good(int(p), r) for p, r in zip(positions, raw, strict=True)]
-    ids, mask = self.tokenizer.encode([row["caption"] for row in rows])
-    self.bad.good(len(rows))
-    return {
-      "image": stack(rows),
-      "text": ids,
-      "text_mask": mask,
-      "image_id": np.array([row["image_id"] for row in rows], np.int32),
-    }
-
-  def _good(self, position, raw):
-    """The example of this record, or of the first of its substitutes that is whole."""
-    for attempt in range(ATTEMPTS):
-      rng = np.random.default_rng((self.seed, position, attempt))
-      if attempt:
-        (raw,) = self.source.read(rng.integers(len(self.source), size=1))
-      try:
-        captions = raw["captions"]
-        choice = int(rng.integers(len(captions))) if len(captions) > 1 else 0
-        return _example(raw, captions[choice] if captions else "", self.op, rng)
-      except ops_image.BadRecordError as error:
-        self.bad.add(raw["key"], error)
-    raise BadDataError(
-      f"data: {ATTEMPTS} records in a row are broken, the last is {raw['key']}:"
-      f" {', '.join(self.bad.counts)}."
-    )
+# --- Training: endless, shuffled ------------------------------------------------------
 
 
 def train_batches(
@@ -132,77 +106,89 @@ def train_batches(
   """Endless batches from position `start` of the run on.
 
   Args:
-    source: `len(source)`, `source.read(indices)`.
+    source: see sources/__init__.py.
     pp: words of preprocessing; see `pp.py`.
     tokenizer: `encode(list of captions) -> (ids int32 [B, L], mask bool [B, L])`.
     batch_size: of the whole run; a process yields its rows of each batch.
-    seed: of order and augmentation.
-    start: a multiple of batch_size.
+    seed: of order and augmentation, 0 or more.
+    start: examples that the run has seen.
     process_index, process_count: of `jax.distributed`.
     max_bad: share of broken records beyond which iterating raises BadDataError.
     workers: batches that are prepared at once; None: by the number of cores.
 
   Returns:
     Iterator of {"image": uint8 [B, R, R, 3], "text": int32 [B, L], "text_mask": bool
-    [B, L], "image_id": int32 [B]}; its `bad` counts the records passed over.
+    [B, L], "image_id": int32 [B]}.
 
   Raises:
-    ValueError: pp is wrong, or the batch does not split over the processes.
+    ValueError: pp is wrong, the source is empty, or the batch does not split over the
+      processes.
   """
   op = pp_lib.parse(pp)
-  if batch_size % process_count:
+  if not len(source):
+    raise ValueError("config: data.source has no examples.")
+  if batch_size < 1 or batch_size % process_count:
     raise ValueError(
       f"config: batch_size={batch_size} is not a multiple of {process_count} processes."
     )
-  bad = Bad(max_bad)
-  loader = _Loader(source, op, tokenizer, seed, bad)
+  if not 0 <= process_index < process_count:
+    raise ValueError(f"process_index={process_index}: want 0 … {process_count - 1}.")
+  if seed < 0 or start < 0:
+    raise ValueError(f"seed={seed}, start={start}: want 0 or more.")
   rows = batch_size // process_count
-  first = process_index * rows
-  size = len(source)
-  names = ("image", "text", "text_mask", "image_id")
-  types = (tf.uint8, tf.int32, tf.bool, tf.int32)
-  errors = []
+  first = start + process_index * rows
+  loader = _Loader(source, op, tokenizer, seed)
+  loaded: dict[int, Any] = {}  # what is to be told of a batch, by its first position
 
-  def load(positions, indices):
+  def load(begin, positions, indices):
     try:
-      batch = loader.batch(positions, indices)
-    except Exception as error:  # tf.data would hand on its text alone
-      errors.append(error)
-      raise
-    return tuple(batch[name] for name in names)
+      batch, broken = loader.batch(positions, indices)
+    except Exception as error:
+      # tf.data would hand on its text alone, so an empty batch goes ahead of it.
+      batch = {key: np.zeros(0, t.as_numpy_dtype) for key, t in COLUMNS.items()}
+      broken = error
+    loaded[int(begin)] = broken
+    return tuple(batch[key] for key in COLUMNS)
 
   def step(begin):
-    positions = begin + first + tf.range(rows, dtype=tf.int64)
-    return tf.numpy_function(load, (positions, shuffled(positions, size, seed)), types)
+    positions = begin + tf.range(rows, dtype=tf.int64)
+    indices = shuffled(positions, len(source), seed)
+    types = tuple(COLUMNS.values())
+    return begin, tuple(tf.numpy_function(load, (begin, positions, indices), types))
 
-  steps = tf.data.Dataset.range(start, tf.int64.max, batch_size)
-  parallel = workers or max(1, min(8, (os.cpu_count() or 2) // 2))
+  parallel = workers or max(1, min(8, _cores() // 2))
   options = tf.data.Options()
   options.deterministic = True
   options.threading.private_threadpool_size = parallel + 1
+  steps = tf.data.Dataset.range(first, tf.int64.max, batch_size)
   data = steps.map(step, num_parallel_calls=parallel).prefetch(2).with_options(options)
-  return TrainBatches(data, names, bad.counts, errors)
+  return TrainBatches(data, loaded, Bad(max_bad))
 
 
 class TrainBatches:
-  """The iterator of `train_batches`; `bad` is {reason: number} so far."""
+  """The iterator of `train_batches`.
 
-  def __init__(self, data, names, bad, errors):
+  Attributes:
+    bad: {reason: number} of broken records in the batches so far.
+  """
+
+  def __init__(self, data: tf.data.Dataset, loaded: dict[int, Any], bad: Bad):
     self._iterator = data.as_numpy_iterator()
-    self._names = names
-    self._errors = errors
-    self.bad = bad
+    self._loaded = loaded
+    self._bad = bad
+    self.bad = bad.counts
 
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
-    try:
-      return dict(zip(self._names, next(self._iterator), strict=True))
-    except tf.errors.OpError:
-      if self._errors:
-        raise self._errors[0] from None
-      raise
+    begin, columns = next(self._iterator)
+    broken = self._loaded.pop(int(begin))
+    if isinstance(broken, Exception):
+      raise broken
+    batch = dict(zip(COLUMNS, columns, strict=True))
+    self._bad.add(len(batch["image_id"]), broken)
+    return batch
 
 
 def shuffled(positions: tf.Tensor, size: int, seed: int) -> tf.Tensor:
@@ -216,7 +202,237 @@ def shuffled(positions: tf.Tensor, size: int, seed: int) -> tf.Tensor:
     index=at,
     seed=tf.stack([run, epochs, tf.zeros_like(run)], axis=1),
     max_index=tf.constant(size - 1, tf.int64),
+    rounds=ROUNDS,
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loader:
+  """From positions to a host batch; every method is a function of its arguments."""
+
+  source: Any
+  op: pp_lib.Op
+  tokenizer: Any
+  seed: int
+
+  def batch(self, positions: np.ndarray, indices: np.ndarray):
+    """The examples `indices`, which stand at `positions` of the run.
+
+    Returns:
+      the columns, and [(key, BadRecordError)] of the records that were passed over.
+    """
+    broken = []
+    raw = self.source.read(indices)
+    rows = [self._good(int(p), r, broken) for p, r in zip(positions, raw, strict=True)]
+    ids, mask = self.tokenizer.encode([row["caption"] for row in rows])
+    batch = {
+      "image": stack(rows),
+      "text": ids,
+      "text_mask": mask,
+      "image_id": np.array([row["image_id"] for row in rows], np.int32),
+    }
+    return batch, broken
+
+  def _good(self, position, raw, broken):
+    """The example of this record, or of the first of its substitutes that is whole."""
+    for attempt in range(ATTEMPTS):
+      rng = np.random.default_rng((self.seed, position, attempt))
+      if attempt:
+        (raw,) = self.source.read(rng.integers(len(self.source), size=1))
+      try:
+        captions = raw["captions"]
+        choice = int(rng.integers(len(captions))) if len(captions) > 1 else 0
+        return _example(raw, captions[choice] if captions else "", self.op, rng)
+      except ops_image.BadRecordError as error:
+        broken.append((raw["key"], error))
+    last = "; ".join(f"{key}: {error}" for key, error in broken[-NAMED:])
+    raise BadDataError(
+      f"data: {ATTEMPTS} records that were tried for one place are all broken. The"
+      f" last: {last}. Is this the right data.source?"
+    )
+
+
+# --- Evaluation: every example, in order ----------------------------------------------
+
+
+def eval_images(
+  source: Any, pp: str, *, batch_size: int, workers: int | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+  """Images in the source's order, the last batch filled up with its first row.
+
+  Yields:
+    image uint8 [B, R, R, 3], image_id int32 [B], example_index int32 [B] and valid bool
+    [B], false for what fills up.
+
+  Raises:
+    ValueError: a record is broken: an evaluation leaves none out by itself.
+  """
+  op = pp_lib.parse(pp)
+
+  def load(indices):
+    rows = [_strict(r, _image, op) for r in source.read(indices)]
+    return _filled({"image": stack(rows), **_ids(rows, indices)}, batch_size)
+
+  return _ahead(load, _chunks(source, batch_size), workers)
+
+
+def eval_texts(
+  source: Any, pp: str, tokenizer: Any, *, batch_size: int
+) -> Iterator[dict[str, Any]]:
+  """All captions of all examples, in order, those of one example together.
+
+  Args:
+    source, tokenizer, batch_size: as of `train_batches`.
+    pp: its words on captions are applied, those on images are not.
+
+  Yields:
+    text int32 [B, L], text_mask bool [B, L], image_id int32 [B], example_index int32
+    [B], valid bool [B], and caption, a list of B texts as the source has them.
+
+  Raises:
+    ValueError: a record is broken.
+  """
+  op = pp_lib.parse_captions(pp)
+  captions, columns = [], []
+
+  def batch():
+    ids, mask = tokenizer.encode([caption for _, caption in captions[:batch_size]])
+    image_id, index = np.array(columns[:batch_size], np.int32).T
+    full = _filled(
+      {"text": ids, "text_mask": mask, "image_id": image_id, "example_index": index},
+      batch_size,
+    )
+    return full | {"caption": _fill([raw for raw, _ in captions], batch_size)}
+
+  for indices in _chunks(source, batch_size):
+    for index, raw in zip(indices, source.read(indices), strict=True):
+      for caption in raw["captions"] or [""]:
+        captions.append(_strict(raw, _caption, caption, op))
+        columns.append((raw["image_id"], index))
+    while len(captions) >= batch_size:
+      yield batch()
+      del captions[:batch_size], columns[:batch_size]
+  if captions:
+    yield batch()
+
+
+def eval_pairs(
+  source: Any, pp: str, tokenizer: Any, *, batch_size: int, workers: int | None = None
+) -> Iterator[dict[str, Any]]:
+  """Each example with its first caption: what `eval_images` and `eval_texts` yield."""
+  op = pp_lib.parse(pp)
+
+  def load(indices):
+    raw = source.read(indices)
+    first = [r["captions"][0] if r["captions"] else "" for r in raw]
+    rows = [
+      _strict(r, _example, caption, op, np.random.default_rng(0))
+      for r, caption in zip(raw, first, strict=True)
+    ]
+    ids, mask = tokenizer.encode([row["caption"] for row in rows])
+    batch = {"image": stack(rows), "text": ids, "text_mask": mask}
+    batch = _filled(batch | _ids(rows, indices), batch_size)
+    return batch | {"caption": _fill([_text(c) for c in first], batch_size)}
+
+  return _ahead(load, _chunks(source, batch_size), workers)
+
+
+def _ahead(
+  load: Callable[[np.ndarray], dict], chunks: Iterable[np.ndarray], workers: int | None
+) -> Iterator[dict]:
+  """`load` of each chunk in order, so many at once, and one that waits."""
+  workers = workers or min(8, _cores())
+  with futures.ThreadPoolExecutor(workers) as pool:
+    waiting = collections.deque()
+    try:
+      for chunk in chunks:
+        waiting.append(pool.submit(load, chunk))
+        if len(waiting) > workers:
+          yield waiting.popleft().result()
+      while waiting:
+        yield waiting.popleft().result()
+    finally:
+      for future in waiting:
+        future.cancel()
+
+
+def _chunks(source, batch_size):
+  for start in range(0, len(source), batch_size):
+    yield np.arange(start, min(start + batch_size, len(source)))
+
+
+def _ids(rows, indices):
+  ids = np.array([row["image_id"] for row in rows], np.int32)
+  return {"image_id": ids, "example_index": indices.astype(np.int32)}
+
+
+def _fill(values, batch_size):
+  """The first `batch_size` of a list, or the list filled up with its first."""
+  return (values + values[:1] * (batch_size - len(values)))[:batch_size]
+
+
+def _filled(batch, batch_size):
+  """The batch with its first row repeated to `batch_size`, and `valid`."""
+  count = len(batch["image_id"])
+  batch = {
+    key: np.concatenate([value, np.repeat(value[:1], batch_size - count, axis=0)])
+    for key, value in batch.items()
+  }
+  return batch | {"valid": np.arange(batch_size) < count}
+
+
+def _strict(raw, function, *args):
+  """`function(raw, *args)`, where a broken record is the user's error."""
+  try:
+    return function(raw, *args)
+  except ops_image.BadRecordError as error:
+    raise ValueError(
+      f"evaluation: {raw['key']} is broken: {error}. An official protocol leaves no"
+      " example out by itself: mend the record, or take it out of the data that the"
+      " evaluation's data.source names."
+    ) from error
+
+
+# --- One example ----------------------------------------------------------------------
+
+
+def _example(raw, caption, op, rng):
+  """{"image": uint8 [R, R, 3], "caption": text, "image_id"} of a raw record."""
+  example = op({"image": _bytes(raw), "caption": _text(caption)}, rng)
+  if not example["caption"].strip():
+    raise ops_image.BadRecordError("empty caption", "after cleaning")
+  return example | {"image_id": raw["image_id"]}
+
+
+def _image(raw, op):
+  # Words on captions have nothing to do here.
+  example = op({"image": _bytes(raw), "caption": ""}, np.random.default_rng(0))
+  return example | {"image_id": raw["image_id"]}
+
+
+def _caption(raw, caption, op):
+  """(as the source has it, as `op` leaves it)."""
+  text = _text(caption)
+  return text, op({"caption": text}, np.random.default_rng(0))["caption"]
+
+
+def _bytes(raw):
+  if raw.get("error"):
+    raise ops_image.BadRecordError(raw["error"])
+  return raw["image"]
+
+
+def _text(caption):
+  """The caption as a str that is not empty."""
+  try:
+    if isinstance(caption, bytes):
+      caption = caption.decode("utf-8")
+    caption.encode("utf-8")  # a table may have been read with surrogates for bad bytes
+  except UnicodeError as error:
+    raise ops_image.BadRecordError("caption is not UTF-8", str(error)) from error
+  if not caption.strip():
+    raise ops_image.BadRecordError("empty caption")
+  return caption
 
 
 def stack(rows: list[dict[str, Any]]) -> np.ndarray:
@@ -230,121 +446,9 @@ def stack(rows: list[dict[str, Any]]) -> np.ndarray:
   return np.stack([row["image"] for row in rows])
 
 
-# --- Evaluation: every example, in order ------------------------------------------------
-
-
-def eval_images(
-  source: Any, pp: str, *, batch_size: int
-) -> Iterator[dict[str, np.ndarray]]:
-  """Images in the source's order, the last batch filled up with its first row.
-
-  Yields:
-    image uint8 [B, R, R, 3], image_id int32 [B], example_index int32 [B] and valid bool
-    [B], false for what fills up.
-
-  Raises:
-    ValueError: a record is broken: an evaluation leaves none out by itself.
-  """
-  op = pp_lib.parse(pp)
-  for indices, raw in _chunks(source, batch_size):
-    rows = [_strict(r, "a", op) for r in raw]
-    yield _filled({"image": stack(rows), **_ids(rows, indices)}, batch_size)
-
-
-def eval_texts(
-  source: Any, tokenizer: Any, *, batch_size: int
-) -> Iterator[dict[str, Any]]:
-  """All captions of all examples, in order, those of one example together.
-
-  Yields:
-    text int32 [B, L], text_mask bool [B, L], image_id int32 [B], valid bool [B], and
-    caption, a list of B texts.
-  """
-  waiting: list[tuple[str, int]] = []
-  for _, raw in _chunks(source, batch_size):
-    for record in raw:
-      texts = [_text(t) for t in record["captions"]]
-      waiting += [(text, record["image_id"]) for text in texts]
-    while len(waiting) >= batch_size:
-      yield _texts(waiting[:batch_size], tokenizer, batch_size)
-      waiting = waiting[batch_size:]
-  if waiting:
-    yield _texts(waiting, tokenizer, batch_size)
-
-
-def eval_pairs(
-  source: Any, pp: str, tokenizer: Any, *, batch_size: int
-) -> Iterator[dict[str, Any]]:
-  """Each example with its first caption; what `eval_images` and `eval_texts` yield."""
-  op = pp_lib.parse(pp)
-  for indices, raw in _chunks(source, batch_size):
-    rows = [_strict(r, r["captions"][0] if r["captions"] else "", op) for r in raw]
-    captions = [row["caption"] for row in rows]
-    ids, mask = tokenizer.encode(captions)
-    batch = {"image": stack(rows), "text": ids, "text_mask": mask}
-    batch = _filled(batch | _ids(rows, indices), batch_size)
-    yield batch | {"caption": captions + captions[:1] * (batch_size - len(captions))}
-
-
-def _chunks(source, batch_size):
-  for start in range(0, len(source), batch_size):
-    indices = np.arange(start, min(start + batch_size, len(source)))
-    yield indices, source.read(indices)
-
-
-def _ids(rows, indices):
-  ids = np.array([row["image_id"] for row in rows], np.int32)
-  return {"image_id": ids, "example_index": indices.astype(np.int32)}
-
-
-def _texts(pairs, tokenizer, batch_size):
-  captions = [text for text, _ in pairs]
-  ids, mask = tokenizer.encode(captions)
-  image_id = np.array([image for _, image in pairs], np.int32)
-  batch = _filled({"text": ids, "text_mask": mask, "image_id": image_id}, batch_size)
-  return batch | {"caption": captions + captions[:1] * (batch_size - len(captions))}
-
-
-def _filled(batch, batch_size):
-  """The batch with its first row repeated to `batch_size`, and `valid`."""
-  count = len(batch["image_id"])
-  more = batch_size - count
-  batch = {
-    key: np.concatenate([value, np.repeat(value[:1], more, axis=0)])
-    for key, value in batch.items()
-  }
-  return batch | {"valid": np.arange(batch_size) < count}
-
-
-def _strict(raw, caption, op):
+def _cores():
+  """Those that this process may use."""
   try:
-    return _example(raw, caption, op, np.random.default_rng(0))
-  except ops_image.BadRecordError as error:
-    raise ValueError(
-      f"evaluation: {raw['key']} is broken ({error}), and an official protocol leaves no"
-      " example out: mend the file, or take it out of the data."
-    ) from error
-
-
-def _example(raw, caption, op, rng):
-  """{"image": uint8 [R, R, 3], "caption": text, "image_id"} of a raw record."""
-  example = {"image": raw["image"], "caption": _text(caption)}
-  if not example["caption"].strip():
-    raise ops_image.BadRecordError("empty caption")
-  example = op(example, rng)
-  if not example["caption"].strip():
-    raise ops_image.BadRecordError("empty caption", "after cleaning")
-  return example | {"image_id": raw["image_id"]}
-
-
-def _text(caption):
-  if isinstance(caption, bytes):
-    try:
-      return caption.decode("utf-8")
-    except UnicodeDecodeError as error:
-      raise ops_image.BadRecordError("caption is not UTF-8", str(error)) from error
-  try:
-    caption.encode("utf-8")  # a table read with surrogates for bytes that are not
-  except UnicodeEncodeError as error:
-    raise ops_image.BadRecordError("caption is not UTF-8", str(error)) from error
-  return caption
+    return len(os.sched_getaffinity(0))
+  except AttributeError:  # not on Linux
+    return os.cpu_count() or 1

@@ -1,7 +1,7 @@
 """Preprocessing as one line of a config: "decode|random_resized_crop(64)|flip".
 
-A word is a public function of a file data/ops_*.py whose annotation says that it returns
-an `Op`; what stands in its parentheses are Python literals for its arguments.
+A word is a public function of a file data/ops_*.py whose annotation says that it
+returns an `Op`; in its parentheses stand Python literals for its arguments.
 """
 
 import ast
@@ -13,38 +13,37 @@ import pathlib
 import typing
 from typing import Any
 
-import tensorflow as tf
-
 from vlp_jax.data import ops_image
-from vlp_jax.data.example import Example, Op
+from vlp_jax.data.ops_image import Op
+
+IMAGES = ops_image.__name__  # where the words on images are
 
 
 def parse(text: str) -> Op:
-  """The chain of ops that a pp string says.
-
-  Works on an example with an image, with captions, or both: words about what is not
-  there do nothing. A word that stands twice draws other random numbers the second time.
+  """The op that a pp string says: its words, one after the other.
 
   Raises:
-    ValueError: a word that does not exist, or arguments it does not take.
+    ValueError: a word that does not exist, arguments that it does not take, or words
+      on images that do not begin with `decode`.
   """
-  ops, seen = [], {}
-  words = _split(text)
-  for i, (name, args, kwargs) in enumerate(words):
-    function = _function(name, text)
-    _check(function, name, args, kwargs)
-    if name == "decode" and i + 1 < len(words) and words[i + 1][0] in ops_image.DECODING:
-      continue  # the next word decodes only what it needs
-    try:
-      op = function(*args, **kwargs)
-    except ValueError as error:
-      raise ValueError(f"pp: {name}: {error}") from error
-    again = seen[name] = seen.get(name, -1) + 1
-    ops.append(_reseeded(op, again) if again else op)
+  ops = _ops(text)
+  _check_order([name for name, _ in ops if words()[name].__module__ == IMAGES], text)
 
-  def chain(example: Example) -> Example:
+  def chain(example, rng):
+    for _, op in ops:
+      example = op(example, rng)
+    return example | {"image": ops_image.pixels(example["image"])}
+
+  return chain
+
+
+def parse_captions(text: str) -> Op:
+  """The words of a pp string on captions alone: what they do where no image is read."""
+  ops = [op for name, op in _ops(text) if words()[name].__module__ != IMAGES]
+
+  def chain(example, rng):
     for op in ops:
-      example = op(example)
+      example = op(example, rng)
     return example
 
   return chain
@@ -62,6 +61,28 @@ def words() -> dict[str, Any]:
       if inspect.signature(function).return_annotation is Op:
         found[name] = function
   return found
+
+
+def _ops(text):
+  """[(name, op)] of each word."""
+  ops = []
+  for name, args, kwargs in _split(text):
+    function = _function(name, text)
+    _check(function, name, args, kwargs)
+    try:
+      ops.append((name, function(*args, **kwargs)))
+    except ValueError as error:
+      raise ValueError(f"pp: {name}: {error}") from error
+  return ops
+
+
+def _check_order(names, text):
+  """Images come as files: the first word on them decodes them, and no other."""
+  if not names or names[0] != "decode":
+    first = f"before {names[0]}" if names else "for the image"
+    raise ValueError(f"pp: {text!r} lacks decode {first}: images come as files.")
+  if "decode" in names[1:]:
+    raise ValueError(f"pp: {text!r} says decode twice: leave the later one out.")
 
 
 def _split(text):
@@ -148,16 +169,3 @@ def _described(signature):
   for name, parameter in signature.parameters.items():
     default = parameter.default
     yield name if default is parameter.empty else f"{name}={default!r}"
-
-
-def _reseeded(op, again):
-  def other(example: Example) -> Example:
-    if "seed" not in example:
-      return op(example)
-    seed = example["seed"]
-    changed = tf.random.experimental.stateless_fold_in(seed, tf.constant(again, seed.dtype))
-    return op(example | {"seed": changed}) | {"seed": seed}
-
-  return other
-
-

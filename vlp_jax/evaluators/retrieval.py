@@ -82,7 +82,9 @@ class Evaluator:
     )
     self.last = None
     self._images = lambda: pipeline.eval_images(source, pp, batch_size=batch_size)
-    self._texts = lambda: pipeline.eval_texts(source, tokenizer, batch_size=batch_size)
+    self._texts = lambda: pipeline.eval_texts(
+      source, pp, tokenizer, batch_size=batch_size
+    )
     # Tokens leave the device only for those who fuse them.
     tokens = bool(self.rerank)
     self._encode_images = pairs.image_encoder(

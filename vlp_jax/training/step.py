@@ -153,7 +153,7 @@ def make_train_step(
     metrics = {
       "loss": loss,
       **metrics,
-      "grad_norm": one(optax.global_norm(grads)),
+      "grad_norm": one(optax.tree.norm(grads)),
       "learning_rate": one(jnp.float32(schedule(state.step))),
     }
     new_state = TrainState(

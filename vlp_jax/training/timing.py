@@ -43,12 +43,12 @@ class Progress:
     total: int,
     batch_size: int,
     waiting: Waiting,
-    stream: TextIO = sys.stderr,
+    stream: TextIO | None = None,
     quiet: bool = False,
   ):
     self._total, self._batch_size, self._waiting = total, batch_size, waiting
-    self._stream, self._quiet = stream, quiet
-    self._bar = stream.isatty()
+    self._stream, self._quiet = stream or sys.stderr, quiet
+    self._bar = self._stream.isatty()
     self._paused = 0.0
     self._last_line = 0.0
     self._mark = (start, time.perf_counter(), waiting.seconds)

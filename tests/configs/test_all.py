@@ -1,0 +1,181 @@
+"""Every config: what it says, and the shapes of what it builds, at its full size."""
+
+import os
+import pathlib
+import re
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from vlp_jax import build
+from vlp_jax import config as config_lib
+from vlp_jax.data import vocab as vocab_lib
+from vlp_jax.ops import reduce
+from vlp_jax.ops import tree
+from vlp_jax.training import optim as optim_lib
+from vlp_jax.training import sharding as sharding_lib
+from vlp_jax.training import step as step_lib
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+PARTS = ("parts",)  # pieces of configs, themselves none
+NAMES = [f.stem for f in sorted((ROOT / "configs").glob("*.py")) if f.stem not in PARTS]
+# A file compares its argument with the names that it knows.
+ARGS = {
+  name: re.findall(r'arg == "(\w+)"', (ROOT / "configs" / f"{name}.py").read_text())
+  for name in NAMES
+}
+SPECS = [f"{name}{arg}" for name in NAMES for arg in ("", *(f":{a}" for a in ARGS[name]))]
+
+# Data and vocabularies are not in the repository: their sizes stand in for them. BERT's
+# uncased vocabulary, and what a recipe for training one asks for at most.
+BERT = 30_522
+EXAMPLES = 100_000
+
+
+def load(spec):
+  name, _, arg = spec.partition(":")
+  given = config_lib.load(f"{ROOT}/configs/{name}.py" + (f":{arg}" if arg else ""))
+  return config_lib.run(given)
+
+
+def stand_in(config):
+  """(vocabulary, length) of the tokenizer that the config names."""
+  recipe = config.tokenizer.get("train") or {}
+  size = recipe.get("vocab_size", BERT)
+  vocab = vocab_lib.Vocab(size=size, pad=0, unk=1, cls=2, sep=3, mask=4)
+  return vocab, config.tokenizer["length"]
+
+
+def shapes(config):
+  """(train state, metrics) after one step: no data, no memory, nothing compiled."""
+  vocab, length = stand_in(config)
+  time = build.clock(config, EXAMPLES)
+  pretrainer = build.pretrainer(config, vocab=vocab, length=length, time=time)
+  batch = build.batch_spec(config.batch_size, pretrainer.model.image.res, length)
+  optim = build.component("", config.optim, "optim", default=build.OPTIM, time=time)
+  params = step_lib.abstract_params(pretrainer, batch)
+  tx, schedule = optim_lib.make(optim, params, total_steps=time.total)
+  ema = config.ema_decay is not None
+  init = step_lib.make_init(pretrainer, tx, ema=ema)
+  boxed = jax.eval_shape(init, jax.random.key(0), batch)
+  # The tables of the sharding cover every parameter's axes.
+  sharding = sharding_lib.Sharding(**config.sharding)
+  mesh = sharding_lib.make_mesh(sharding, jax.devices())
+  sharding_lib.check_batch(config.batch_size, mesh)
+  sharding_lib.shardings(boxed, mesh, sharding)
+  state = nn.unbox(boxed)
+  step = step_lib.make_train_step(
+    pretrainer, tx, seed=config.seed, ema_decay=config.ema_decay, schedule=schedule
+  )
+  new_state, metrics = jax.eval_shape(step, state, batch)
+  return state, new_state, metrics
+
+
+@pytest.fixture(scope="module")
+def shapes_of():
+  found = {}
+
+  def get(spec):
+    if spec not in found:
+      found[spec] = shapes(load(spec))
+    return found[spec]
+
+  return get
+
+
+def describe(config, state):
+  """The golden text: all that the config says with its defaults, and all parameters."""
+  params = tree.flatten(state.params)
+  lines = ["# config", *config_lib.flatten(config), "", "# parameters"]
+  lines += [f"{path} {list(leaf.shape)} {leaf.dtype}" for path, leaf in params.items()]
+  memory = tree.flatten(state.memory)
+  if memory:
+    lines += ["", "# memory"]
+    lines += [f"{path} {list(leaf.shape)} {leaf.dtype}" for path, leaf in memory.items()]
+  total = sum(leaf.size for leaf in params.values())
+  return "\n".join([*lines, "", f"# total: {total:,} parameters", ""])
+
+
+def test_there_are_configs():
+  assert {"albef", "quickstart"} <= set(NAMES)
+  assert [name for name in NAMES if "tiny" not in ARGS[name]] == []
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_component_is_checked(spec):
+  config = load(spec)
+  config_lib.check(config)
+  time = build.clock(config, EXAMPLES)
+  assert time.total > 0
+  for duration in (config.log.every, config.checkpoint.every):
+    assert time.steps(duration) > 0
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_whole_step_at_full_size(spec, shapes_of):
+  state, new_state, metrics = shapes_of(spec)
+  assert jax.tree.structure(state) == jax.tree.structure(new_state)
+  for (path, old), new in zip(
+    tree.flatten(state).items(), jax.tree.leaves(new_state), strict=True
+  ):
+    assert (old.shape, old.dtype) == (new.shape, new.dtype), path
+  for name, mean in metrics.items():
+    assert isinstance(mean, reduce.Mean), name
+    assert mean.total.shape == () and mean.total.dtype == np.float32, name
+  assert {"loss", "grad_norm", "learning_rate", *load(spec).objectives} <= set(metrics)
+  assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_text(name, shapes_of):
+  """After a change that is meant: UPDATE_GOLDEN=1 pytest tests/configs."""
+  text = describe(load(name), shapes_of(name)[0])
+  path = GOLDEN / f"{name}.txt"
+  if os.environ.get("UPDATE_GOLDEN", "0") not in ("", "0"):
+    GOLDEN.mkdir(exist_ok=True)
+    path.write_text(text, "utf-8")
+  assert path.is_file(), f"no {path.name}: UPDATE_GOLDEN=1 writes it"
+  assert text == path.read_text("utf-8"), (
+    f"tests/golden/{name}.txt is not what configs/{name}.py makes: if that is meant,"
+    " UPDATE_GOLDEN=1 rewrites it"
+  )
+
+
+def test_golden_texts_are_of_configs():
+  assert {f.stem for f in GOLDEN.glob("*.txt")} == set(NAMES)
+
+
+def test_albef_has_the_published_size(shapes_of):
+  """ViT-B/16 at 256 pixels and BERT-base cut in two, layer by layer.
+
+  The paper (section 3.1): "a 12-layer ViT-B/16 with 85.8M parameters", "BERT-base with
+  123.7M parameters".
+  """
+  width, mlp, side = 768, 3072, 256
+  norm = 2 * width
+  linear = lambda i, o: i * o + o
+  attention = 4 * linear(width, width)
+  block = attention + linear(width, mlp) + linear(mlp, width) + 2 * norm
+  cross = attention + norm
+  tokens = 1 + (side // 16) ** 2
+  vit = linear(16 * 16 * 3, width) + width + tokens * width + 12 * block + norm
+  # 12 layers: the first 6 read the text, the other 6 look at the image as well.
+  embeddings = lambda positions: (BERT + positions + 2) * width + norm
+  mlm = linear(width, width) + norm + BERT  # the word table is the output's as well
+  assert (round(vit / 1e6, 1), vit) == (85.8, 85_844_736)
+  bert = embeddings(512) + 12 * block + 6 * cross + mlm
+  assert (round(bert / 1e6, 1), bert) == (123.7, 123_697_722)
+  itc, itm = 2 * linear(width, 256) + 1, linear(width, 2)
+
+  params = shapes_of("albef")[0].params
+  # Of BERT's 512 positions ours has as many as a caption may have pieces.
+  length = load("albef").tokenizer["length"]
+  assert tree.size(params["model"]["image"]) == vit
+  assert tree.size(params["model"]["text"]) == embeddings(length) + 6 * block
+  assert tree.size(params["model"]["fusion"]) == 6 * (block + cross)
+  assert tree.size(params["objectives_mlm"]) == mlm
+  assert tree.size(params) == vit + bert + itc + itm - (512 - length) * width
+  assert 209e6 < tree.size(params) < 210e6

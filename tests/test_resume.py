@@ -1,0 +1,150 @@
+"""A run that was killed, stopped or moved is the run that was not."""
+
+import json
+import random
+import re
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from tests import runs
+from vlp_jax import config as config_lib
+from vlp_jax import loop
+
+STEPS = 30
+KILLS = 12
+# Moves of float32 sums between meshes, which Adam then divides by small moments.
+LOSS_TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """The workdir of a run that nothing interrupts."""
+  workdir = tmp_path_factory.mktemp("whole") / "run"
+  runs.finish(start(workdir), workdir)
+  return workdir
+
+
+def start(workdir, *options):
+  return runs.start(workdir, *options, config=f"{runs.CONFIG}:{STEPS}")
+
+
+def assert_same(workdir, other):
+  """Bit for bit: parameters, optimiser, teacher, queues; and every number logged."""
+  got, want = runs.state(workdir), runs.state(other)
+  assert got.keys() == want.keys()
+  for part in ("params/", "opt_state/", "ema/", "memory/"):
+    assert any(path.startswith(part) for path in want), part
+  different = [p for p in want if got[p].tobytes() != want[p].tobytes()]
+  assert not different
+  assert runs.metrics(workdir) == runs.metrics(other)
+  assert len(runs.metrics(workdir)) == STEPS
+  results = [json.loads((w / "results.json").read_text()) for w in (workdir, other)]
+  assert results[0] == results[1]
+
+
+def test_killed_at_any_moment(whole, tmp_path):
+  workdir = tmp_path / "run"
+  rng = random.Random(0)
+  saving, begins = 0, []
+  for moment in ["saving", "stepping", "saving", "starting"] * (KILLS // 4):
+    process = start(workdir)
+    kill_when(moment, process, workdir, rng)
+    if process.wait() != -signal.SIGKILL:
+      break
+    begins.append(max(runs.steps(workdir), default=0))
+    saving += bool(unfinished(workdir))
+  log = runs.finish(start(workdir), workdir)
+  assert len(begins) >= 10, f"it ended after {begins}: make the run longer\n{log}"
+  assert saving >= 2, "no kill came during a save"
+  assert len(set(begins)) > 3  # not all at one place
+  assert re.search(r"goes on from step \d+", log)
+  assert not unfinished(workdir)
+  assert_same(workdir, whole)
+
+
+def unfinished(workdir):
+  """Folders of saves that are under way, or that a kill has left."""
+  return set((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+
+
+def kill_when(moment, process, workdir, rng):
+  """Kills the process at the moment, unless it ends before."""
+  left, written = unfinished(workdir), length(workdir)
+  share, lines = rng.random(), rng.randint(1, 3)
+  begun = time.monotonic()
+  # At its start the run cuts the lines beyond its checkpoint: a file that grows between
+  # two looks is one that it writes to.
+  grown = 0
+  while process.poll() is None:
+    now = length(workdir)
+    grown += now > written
+    written = now
+    if moment == "saving" and unfinished(workdir) - left:
+      time.sleep(share * 0.05)
+      break
+    if moment == "stepping" and grown >= lines:
+      break
+    if moment == "starting" and (grown or time.monotonic() - begun > share * 8):
+      break
+    time.sleep(0.005)
+  process.kill()
+
+
+def length(workdir):
+  path = workdir / "metrics.jsonl"
+  return path.stat().st_size if path.exists() else 0
+
+
+def test_stopped_by_a_signal(whole, tmp_path):
+  workdir = tmp_path / "run"
+  process = start(workdir)
+  while len(runs.metrics(workdir)) < 4 and process.poll() is None:
+    time.sleep(0.01)
+  process.send_signal(signal.SIGTERM)
+  log = runs.finish(process, workdir, code=128 + signal.SIGTERM)
+  step = runs.metrics(workdir)[-1]["step"]
+  assert 4 <= step < STEPS
+  assert runs.steps(workdir)[-1] == step
+  assert f"stopped by SIGTERM at step {step}" in log
+  runs.finish(start(workdir), workdir)
+  assert_same(workdir, whole)
+
+
+def test_moved_from_eight_devices_to_four(tmp_path):
+  # In this process, which has eight. All checkpoints stay: at one of them it moves.
+  steps, moved = 12, 6
+  keep = ["checkpoint.keep=10"]
+  config = config_lib.load(f"{runs.CONFIG}:{steps}", keep)
+  eight = tmp_path / "eight"
+  assert loop.train(config, eight) == 0
+  four = tmp_path / "four"
+  shutil.copytree(eight, four)
+  for step in runs.steps(four):
+    if step > moved:
+      shutil.rmtree(four / "checkpoints" / str(step))
+  process = runs.start(four, config=f"{runs.CONFIG}:{steps}", devices=4)
+  log = runs.finish(process, four)
+  assert f"goes on from step {moved}" in log
+  assert "4 x cpu, mesh 4x1x1" in log
+
+  # The queue holds the image ids of all steps in their order.
+  got, want = runs.state(four), runs.state(eight)
+  np.testing.assert_array_equal(got["memory/objectives_itc/id_queue"],
+                                want["memory/objectives_itc/id_queue"])
+  assert len(set(want["memory/objectives_itc/id_queue"].tolist())) > 100
+  got, want = runs.metrics(four), runs.metrics(eight)
+  assert [line["step"] for line in got] == list(range(1, steps + 1))
+  for line, other in zip(got, want, strict=True):
+    for name in ("loss", "itc", "itm", "mlm"):
+      assert abs(line[name] - other[name]) <= LOSS_TOLERANCE * abs(other[name]), (
+        line["step"], name)
+
+
+def test_the_workdir_says_what_ran(whole):
+  saved = config_lib.load(str(whole / "config.json"))
+  assert saved == config_lib.load(f"{runs.CONFIG}:{STEPS}")
+  assert (whole / "report.html").is_file()
