@@ -14,8 +14,8 @@ def get_config(arg=""):
   large = arg == "large"
   res, patch, length = (224, 16, 32) if large else (96, 16, 22)
   tower = parts.size("S" if large else "nano", init_std=None)
-  c = parts.base(seed=0, batch_size=256 if large else 96)
-  c.total = "100 epochs" if large else "1500 steps"
+  c = parts.base(seed=0, batch_size=256 if large else 64)
+  c.total = "100 epochs" if large else "1800 steps"
   c.tokenizer = dict(
     type="sentencepiece", length=length, train=dict(vocab_size=4_000, model_type="bpe")
   )
@@ -31,7 +31,7 @@ def get_config(arg=""):
   c.objectives = dict(
     itc=dict(queue=1_152, distill=0.4, distill_ramp="20%"),
     itm=dict(negatives="hard"),
-    mlm=dict(rate=0.15, distill=0.4, distill_ramp="20%", max_masked=8),
+    mlm=dict(rate=0.25, distill=0.4, distill_ramp="20%", max_masked=8),
   )
   c.ema_decay = 0.995
   test = dict(source=dict(split="test"), pp=f"decode|resize({res})|clean(30)")

@@ -1,6 +1,6 @@
 """A small ALBEF on rendered scenes: what `bash launch/quickstart.sh` runs.
 
-  python -m vlp_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+python -m vlp_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 from configs import parts
@@ -9,7 +9,7 @@ from configs import parts
 def get_config(arg=""):
   tiny = arg == "tiny"
   width = dict(width=128, num_heads=4, mlp_dim=512, init_std=None)
-  c = parts.base(seed=0, batch_size=128, total="20 steps" if tiny else "600 steps")
+  c = parts.base(seed=0, batch_size=64, total="20 steps" if tiny else "950 steps")
   c.tokenizer = dict(
     type="sentencepiece", length=16, train=dict(vocab_size=256, model_type="bpe")
   )
@@ -30,7 +30,7 @@ def get_config(arg=""):
   scenes = dict(type="tfds", name="scenes", builder=dict(res=48, train_size=40_000))
   held_out = dict(source=dict(split="val"), pp="decode")
   c.data = dict(source=scenes, pp="decode")
-  c.optim = dict(lr=1e-3, warmup="8%", b2=0.98, weight_decay=0.02, clip_norm=3.0)
+  c.optim = dict(lr=1.5e-3, warmup="8%", b2=0.98, weight_decay=0.02, clip_norm=3.0)
   c.evals = dict(
     retrieval=dict(rerank=16, data=held_out),
     itm=dict(data=held_out),

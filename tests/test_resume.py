@@ -133,15 +133,18 @@ def test_moved_from_eight_devices_to_four(tmp_path):
 
   # The queue holds the image ids of all steps in their order.
   got, want = runs.state(four), runs.state(eight)
-  np.testing.assert_array_equal(got["memory/objectives_itc/id_queue"],
-                                want["memory/objectives_itc/id_queue"])
+  np.testing.assert_array_equal(
+    got["memory/objectives_itc/id_queue"], want["memory/objectives_itc/id_queue"]
+  )
   assert len(set(want["memory/objectives_itc/id_queue"].tolist())) > 100
   got, want = runs.metrics(four), runs.metrics(eight)
   assert [line["step"] for line in got] == list(range(1, steps + 1))
   for line, other in zip(got, want, strict=True):
     for name in ("loss", "itc", "itm", "mlm"):
       assert abs(line[name] - other[name]) <= LOSS_TOLERANCE * abs(other[name]), (
-        line["step"], name)
+        line["step"],
+        name,
+      )
 
 
 def test_the_workdir_says_what_ran(whole):

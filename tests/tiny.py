@@ -93,7 +93,7 @@ def rngs(seed=0):
   return dict(zip(("dropout", "mask", "sample"), keys, strict=True))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _compiled(key):
   """`_loss` of the module behind `key`, compiled once: eager passes are slow."""
   return jax.jit(functools.partial(_loss, _MODULES[key]))

@@ -1,4 +1,4 @@
-"""From a config to the things it names: data, tokenizer, model, optimiser, evaluators."""
+"""From a config to what it names: data, tokenizer, model, optimiser, evaluators."""
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
@@ -97,7 +97,7 @@ def tokenizer(spec: Mapping[str, Any], source: Any, workdir: pathlib.Path) -> An
   if recipe is not None:
     if spec.get("path") or spec.get("type") != "sentencepiece":
       raise ValueError(
-        'config: tokenizer.train makes a vocabulary of the captions: say type='
+        "config: tokenizer.train makes a vocabulary of the captions: say type="
         '"sentencepiece" and no path with it.'
       )
     spec["path"] = str(workdir / "tokenizer.model")
@@ -174,7 +174,8 @@ def _check_teacher(name, spec, ema_decay):
   wanted = [field for field in ("queue", "distill") if spec.get(field)]
   if wanted and ema_decay is None:
     raise ValueError(
-      f"config: objectives.{name}.{wanted[0]} wants a teacher: set ema_decay, e.g. 0.995."
+      f"config: objectives.{name}.{wanted[0]} wants a teacher: set ema_decay, e.g."
+      " 0.995."
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 import importlib
+import logging
 import os
 import pathlib
 import sys
@@ -153,6 +154,15 @@ def _split(argv):
         raise ValueError(f"config: {item} wants a value: {item}=value.")
       overrides.append(f"{item}={value}")
   return rest, overrides
+
+
+def log_plainly() -> None:
+  """What the package tells goes to stderr as it is; others' words only if they warn.
+
+  To be called once all is imported: TensorFlow and absl set handlers of their own.
+  """
+  logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+  logging.getLogger("vlp_jax").setLevel(logging.INFO)
 
 
 @contextlib.contextmanager

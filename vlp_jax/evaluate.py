@@ -1,6 +1,6 @@
 """Evaluates a trained run, and writes its report anew.
 
-  python -m vlp_jax.evaluate --workdir=DIR [--step=N | --best] [--config.evals.x.y=…]
+python -m vlp_jax.evaluate --workdir=DIR [--step=N | --best] [--config.evals.x.y=…]
 """
 
 from collections.abc import Sequence
@@ -9,17 +9,23 @@ from vlp_jax import cli
 
 OPTIONS = (
   ("--step", dict(type=int, help="checkpoint of that step; default: the newest")),
-  ("--best", dict(action="store_true", help="the checkpoint of config.checkpoint.best")),
+  (
+    "--best",
+    dict(action="store_true", help="the checkpoint of config.checkpoint.best"),
+  ),
 )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Restores a checkpoint, runs all evaluations, prints a table, writes report.html."""
   with cli.user_errors():
-    args = cli.parse(argv, prog="python -m vlp_jax.evaluate", doc=__doc__, options=OPTIONS)
+    args = cli.parse(
+      argv, prog="python -m vlp_jax.evaluate", doc=__doc__, options=OPTIONS
+    )
     # Here, not above: --help and a wrong option need not wait for jax.
     from vlp_jax import loop
 
+    cli.log_plainly()
     loop.evaluate(args.config, args.workdir, step=args.rest.step, best=args.rest.best)
 
 

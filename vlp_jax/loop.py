@@ -8,7 +8,6 @@ import pathlib
 import platform
 import signal
 import time
-from typing import Any
 
 import jax
 import ml_collections
@@ -41,7 +40,7 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
     ValueError, OSError: the config, the data or the workdir is not as it must be.
     FloatingPointError: a loss is no number; the last good checkpoint is kept.
   """
-  # --- What is to be run: every mistake of the user shows here ------------------------
+  # --- What is to be run: every mistake of the user shows here -------------------
   start_time = time.time()
   config, job, first = _open(given, workdir)
   abstract = job.abstract_state()
@@ -51,7 +50,7 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
   eval_every = {n: steps(e.get("every", "100%")) for n, e in config.evals.items()}
   checkpoints = _checkpoints(job)
 
-  # --- State: restored, or fresh --------------------------------------------------------
+  # --- State: restored, or fresh -------------------------------------------------
   if checkpoints.steps():
     state, meta = checkpoints.restore(abstract)
     position = meta["position"]
@@ -59,7 +58,7 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
   else:
     state, position = None, 0
 
-  # --- Data and step --------------------------------------------------------------------
+  # --- Data and step -------------------------------------------------------------
   batches = pipeline.train_batches(
     job.source,
     config.data.pp,
@@ -90,13 +89,11 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
     out_shardings=(jax.tree.map(lambda x: x.sharding, abstract), None),
   )
 
-  # --- The loop -------------------------------------------------------------------------
+  # --- The loop ------------------------------------------------------------------
   total = job.time.total
   writer = writer_lib.NoWriter()
   if first:
-    writer = writer_lib.Writer(
-      workdir, start=begun, tensorboard=config.log.tensorboard
-    )
+    writer = writer_lib.Writer(workdir, start=begun, tensorboard=config.log.tensorboard)
   progress = timing.Progress(
     start=begun,
     total=total,
@@ -126,8 +123,8 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
       due = [n for n, every in eval_every.items() if ended or done % every == 0]
       saves = ended or asked or done % save_every == 0 or _is_best_due(config, due)
       if done % log_every == 0 or saves:
-        # The only place where the loop waits for the device. What is logged is this
-        # step's own value: the same in a run that was interrupted and in one that was not.
+        # The only place where the loop waits for the device. What is logged is the
+        # step's own value: the same whether or not the run was interrupted before it.
         values = {key: float(mean.value()) for key, mean in metrics.items()}
         _check_finite(values, done, checkpoints)
         if done % log_every == 0 or ended:
@@ -151,10 +148,13 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
   _tell_bad(first, batches)
   checkpoints.finish()
 
-  # --- What came of it ------------------------------------------------------------------
+  # --- What came of it -----------------------------------------------------------
   if stop.asked and int(state.step) < total:
-    _tell(first, f"stopped by {stop.asked} at step {int(state.step)}, which is saved:"
-                 " the same command goes on from there.")
+    _tell(
+      first,
+      f"stopped by {stop.asked} at step {int(state.step)}, which is saved:"
+      " the same command goes on from there.",
+    )
     return 128 + signal.Signals[stop.asked]
   if begun == total:
     with sharding.use(job.mesh, job.sharding):
@@ -192,13 +192,11 @@ def evaluate(
   return results
 
 
-# --- Parts of the above ---------------------------------------------------------------
+# --- Parts of the above --------------------------------------------------------
 
 
 def _open(given, workdir):
   """(checked config, job, whether this process writes); makes the workdir."""
-  logging.basicConfig(format="%(message)s", level=logging.WARNING)
-  _log.setLevel(logging.INFO)
   config = config_lib.run(given)
   workdir = pathlib.Path(workdir).resolve()
   workdir.mkdir(parents=True, exist_ok=True)
@@ -247,7 +245,9 @@ def _fresh(job, abstract):
 
 def _profiler(job):
   profile = job.config.profile
-  start, steps = (-1, 0) if profile is None else (job.time.steps(profile.start), profile.steps)
+  start, steps = (
+    (-1, 0) if profile is None else (job.time.steps(profile.start), profile.steps)
+  )
   return timing.Profiler(str(job.workdir / "profile"), start=start, steps=steps)
 
 
@@ -263,8 +263,8 @@ def _check_finite(values, step, checkpoints):
     checkpoints.wait()
     there = checkpoints.steps()
     raise FloatingPointError(
-      f"step {step}: {', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} not finite."
-      f" The last good checkpoint is kept: {f'step {there[-1]}' if there else 'none yet'}."
+      f"step {step}: not finite: {', '.join(wrong)}. The last good checkpoint is kept:"
+      f" {f'step {there[-1]}' if there else 'none yet'}."
       " Lower optim.lr, set optim.clip_norm, or lengthen optim.warmup."
     )
 
@@ -286,9 +286,9 @@ def _summary(job, state):
   mesh = "x".join(str(size) for size in job.mesh.devices.shape)
   device = job.mesh.devices.flat[0]
   return (
-    f"{tree.size(state.params) / 1e6:.1f} M parameters ({parts}); {job.time.total} steps"
-    f" of {job.config.batch_size} examples; {job.mesh.size} x {device.device_kind},"
-    f" mesh {mesh}"
+    f"{tree.size(state.params) / 1e6:.1f} M parameters ({parts});"
+    f" {job.time.total} steps of {job.config.batch_size} examples;"
+    f" {job.mesh.size} x {device.device_kind}, mesh {mesh}"
   )
 
 
@@ -303,7 +303,9 @@ def _report(job, state, evaluators, results, *, seconds):
       source = build.source(data["source"], f"evals.{name}.data.source")
       found[name] = (evaluator.last, report.reader(source))
       if not maps and evaluator.rerank:
-        batch = next(iter(pipeline.eval_pairs(source, data["pp"], job.tokenizer, batch_size=8)))
+        batch = next(
+          iter(pipeline.eval_pairs(source, data["pp"], job.tokenizer, batch_size=8))
+        )
         maps = report.word_maps(job.pretrainer, state.params, batch, job.tokenizer)
   device = job.mesh.devices.flat[0]
   page = report.write(

@@ -12,12 +12,13 @@ from vlp_jax import cli
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Parses, trains, and exits: 0 done, 2 a mistake to mend, 128 + signal interrupted."""
+  """Parses, trains, exits: 0 done, 2 a mistake to mend, 128 + signal interrupted."""
   with cli.user_errors():
     args = cli.parse(argv, prog="python -m vlp_jax.train", doc=__doc__)
     # Here, not above: --help and a wrong option need not wait for jax.
     from vlp_jax import loop
 
+    cli.log_plainly()
     code = loop.train(args.config, args.workdir)
   sys.exit(code)
 

@@ -10,9 +10,9 @@ import textwrap
 import zipfile
 
 import numpy as np
+from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from vlp_jax.data.builders import flickr8k
 from vlp_jax.data.builders import prepare

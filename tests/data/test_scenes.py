@@ -4,8 +4,8 @@ import collections
 import io
 
 import numpy as np
-import pytest
 from PIL import Image
+import pytest
 
 from vlp_jax.data import drawing
 from vlp_jax.data import scenes

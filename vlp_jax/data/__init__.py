@@ -1,1 +1,8 @@
 """From files to batches of numpy arrays: tf.data and compiled tokenizers, never jax."""
+
+import os
+
+# TensorFlow only reads data here. Said before its first import: no banner of its C++
+# library, and no other rounding of images for the sake of a faster matrix product.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

@@ -18,9 +18,7 @@ def load(spec: Mapping[str, Any], params: Any) -> Any:
   spec = dict(spec)
   name = spec.pop("type", None)
   if name not in FORMATS:
-    raise ValueError(
-      f"config: init.type={name!r}: there are {', '.join(FORMATS)}."
-    )
+    raise ValueError(f"config: init.type={name!r}: there are {', '.join(FORMATS)}.")
   module = importlib.import_module(f"vlp_jax.interop.{name}")
   return module.init(params, **spec)
 

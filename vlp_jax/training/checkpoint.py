@@ -62,8 +62,12 @@ class Checkpoints:
       best_fn=(lambda metrics: metrics[self._best]) if self._best else None,
       enable_async_checkpointing=True,
     )
+    # With names alone, a manager that has not saved yet cannot read what it finds.
+    handlers = dict(
+      state=ocp.StandardCheckpointHandler(), meta=ocp.JsonCheckpointHandler()
+    )
     return ocp.CheckpointManager(
-      self.directory, options=options, item_names=("state", "meta")
+      self.directory, options=options, item_handlers=handlers
     )
 
   def steps(self) -> list[int]:
@@ -158,7 +162,7 @@ class Checkpoints:
       ) from cause
 
   def restore(self, target: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
-    """(state, meta) of a step, placed as `target` says; the newest whole one by default.
+    """(state, meta) of a step, placed as `target` says; by default the newest.
 
     A checkpoint that cannot be read is passed over with a warning for the one before.
 
@@ -174,9 +178,7 @@ class Checkpoints:
     if not steps or (step is not None and step not in steps):
       there = f"there are steps {steps}" if steps else "there is none"
       wanted = "" if step is None else f" of step {step}"
-      raise FileNotFoundError(
-        f"checkpoint: none{wanted} in {self.directory}: {there}."
-      )
+      raise FileNotFoundError(f"checkpoint: none{wanted} in {self.directory}: {there}.")
     for candidate in [step] if step is not None else steps[::-1]:
       try:
         self._check(candidate, target)
@@ -215,8 +217,12 @@ class Checkpoints:
       ).items()
     }
     wanted = {path: tuple(leaf.shape) for path, leaf in tree.flatten(target).items()}
-    lines = [f"  only in the checkpoint: {p} {saved[p]}" for p in saved if p not in wanted]
-    lines += [f"  only in this config: {p} {wanted[p]}" for p in wanted if p not in saved]
+    lines = [
+      f"  only in the checkpoint: {p} {saved[p]}" for p in saved if p not in wanted
+    ]
+    lines += [
+      f"  only in this config: {p} {wanted[p]}" for p in wanted if p not in saved
+    ]
     lines += [
       f"  {p}: {saved[p]} in the checkpoint, {wanted[p]} in this config"
       for p in wanted
@@ -225,8 +231,8 @@ class Checkpoints:
     if lines:
       more = [f"  … and {len(lines) - 12} more"] if len(lines) > 12 else []
       raise _OtherModelError(
-        f"checkpoint: {self.directory / str(step)} is of another model than this config:"
-        " take another workdir, or the config.json beside the checkpoint.\n"
+        f"checkpoint: {self.directory / str(step)} is of another model than this"
+        " config: take another workdir, or the config.json beside the checkpoint.\n"
         + "\n".join(lines[:12] + more)
       )
 

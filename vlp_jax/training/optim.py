@@ -13,8 +13,8 @@ import optax
 from vlp_jax.ops import schedule as schedule_lib
 from vlp_jax.ops import tree
 
-# What ALBEF's and timm's AdamW leave undecayed: biases, norms, the class token, position
-# tables, the temperature. Names, not dimensions: scanned layers add an axis to both.
+# What is customary: biases, norms, the class token, position tables, the temperature.
+# Names, not dimensions: scanned layers add an axis to both.
 UNDECAYED = r"(^|/)(bias|scale|cls|posemb|probe|temp|log_scale)$|/(position)/embedding$"
 
 
@@ -59,7 +59,9 @@ class Optim:
   def __post_init__(self):
     for field in ("lr", "end_lr", "warmup_lr", "weight_decay", "eps"):
       if getattr(self, field) < 0:
-        raise ValueError(f"config: optim.{field}={getattr(self, field)}: wants 0 or more.")
+        raise ValueError(
+          f"config: optim.{field}={getattr(self, field)}: wants 0 or more."
+        )
     if self.clip_norm is not None and self.clip_norm <= 0:
       raise ValueError(
         f"config: optim.clip_norm={self.clip_norm}: wants more than 0, or None."

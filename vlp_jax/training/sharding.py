@@ -1,7 +1,7 @@
 """Where arrays live: a named mesh, and a table from logical axes to its axes."""
 
-from collections.abc import Iterable, Iterator
 import collections
+from collections.abc import Iterable, Iterator
 import contextlib
 import dataclasses
 import logging
@@ -64,8 +64,8 @@ class Sharding:
       for axis in (target,) if isinstance(target, str) else target or ():
         if axis not in MESH_AXES:
           raise ValueError(
-            f"config: sharding.rules.{name}={target!r}: {axis!r} is no axis of the mesh;"
-            f" there are {', '.join(MESH_AXES)}."
+            f"config: sharding.rules.{name}={target!r}: {axis!r} is no axis of the"
+            f" mesh; there are {', '.join(MESH_AXES)}."
           )
     return tuple((RULES | dict(self.rules)).items())
 

@@ -98,9 +98,7 @@ def init_state(
   sharding: sharding_lib.Sharding,
 ) -> TrainState:
   """A fresh state, made where it is to live: never whole on one device."""
-  where = abstract_state(
-    pretrainer, tx, batch, ema=ema, mesh=mesh, sharding=sharding
-  )
+  where = abstract_state(pretrainer, tx, batch, ema=ema, mesh=mesh, sharding=sharding)
   init = make_init(pretrainer, tx, ema=ema)
 
   def make():

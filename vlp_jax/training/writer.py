@@ -33,10 +33,20 @@ class Writer:
       )
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """One line; numbers that are not finite are written as null."""
+    """One line; numbers that are not finite are written as null.
+
+    Raises:
+      OSError: the disk does not take it; names the file.
+    """
     plain = {key: _plain(value) for key, value in values.items()}
-    self._file.write(json.dumps({"step": step, **plain}) + "\n")
-    self._file.flush()
+    try:
+      self._file.write(json.dumps({"step": step, **plain}) + "\n")
+      self._file.flush()
+    except OSError as error:
+      raise OSError(
+        f"log: {self._path} cannot be written: {error}. Make room there and start"
+        " again: the run goes on from its last whole checkpoint."
+      ) from error
     if self._events:
       for key, value in plain.items():
         if isinstance(value, int | float):

@@ -8,8 +8,8 @@ import pathlib
 import shutil
 import tempfile
 
-import tensorflow_datasets as tfds
 from absl import logging
+import tensorflow_datasets as tfds
 
 FILE_FORMAT = "array_record"
 # A builder's `url_infos`: TFDS 4.9.10 would look for a list of checksums by means of

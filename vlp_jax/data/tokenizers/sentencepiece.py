@@ -1,11 +1,11 @@
 """SentencePiece from a model file (Kudo and Richardson 2018), and training one."""
 
+from collections.abc import Iterable
 import dataclasses
 import functools
 import io
 import os
 import pathlib
-from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
