@@ -15,7 +15,7 @@ def get_config(arg=""):
   res, patch, length = (224, 16, 32) if large else (96, 16, 22)
   tower = parts.size("S" if large else "nano", init_std=None)
   c = parts.base(seed=0, batch_size=256 if large else 64)
-  c.total = "100 epochs" if large else "1800 steps"
+  c.total = "100 epochs" if large else "1300 steps"
   c.tokenizer = dict(
     type="sentencepiece", length=length, train=dict(vocab_size=4_000, model_type="bpe")
   )

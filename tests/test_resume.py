@@ -14,7 +14,7 @@ from tests import runs
 from vlp_jax import config as config_lib
 from vlp_jax import loop
 
-STEPS = 30
+STEPS = 48
 KILLS = 12
 # Moves of float32 sums between meshes, which Adam then divides by small moments.
 LOSS_TOLERANCE = 1e-5
@@ -50,7 +50,7 @@ def test_killed_at_any_moment(whole, tmp_path):
   workdir = tmp_path / "run"
   rng = random.Random(0)
   saving, begins = 0, []
-  for moment in ["saving", "stepping", "saving", "starting"] * (KILLS // 4):
+  for moment in ["saving", "starting", "stepping"] * (KILLS // 3):
     process = start(workdir)
     kill_when(moment, process, workdir, rng)
     if process.wait() != -signal.SIGKILL:
@@ -73,24 +73,23 @@ def unfinished(workdir):
 
 def kill_when(moment, process, workdir, rng):
   """Kills the process at the moment, unless it ends before."""
-  left, written = unfinished(workdir), length(workdir)
-  share, lines = rng.random(), rng.randint(1, 3)
+  share, saves, lines = rng.random(), rng.randint(1, 3), rng.randint(2, 6)
   begun = time.monotonic()
-  # At its start the run cuts the lines beyond its checkpoint: a file that grows between
-  # two looks is one that it writes to.
-  grown = 0
+  # At its start the run cuts the lines beyond its checkpoint, and removes what is left
+  # of saves: what is new between two looks is its own.
+  before, written, saved, grown = unfinished(workdir), length(workdir), 0, 0
   while process.poll() is None:
-    now = length(workdir)
-    grown += now > written
-    written = now
-    if moment == "saving" and unfinished(workdir) - left:
-      time.sleep(share * 0.05)
+    folders, now = unfinished(workdir), length(workdir)
+    saved, before = saved + len(folders - before), folders
+    grown, written = grown + (now > written), now
+    if moment == "saving" and saved >= saves:
+      time.sleep(share * 0.03)
       break
     if moment == "stepping" and grown >= lines:
       break
     if moment == "starting" and (grown or time.monotonic() - begun > share * 8):
       break
-    time.sleep(0.005)
+    time.sleep(0.003)
   process.kill()
 
 

@@ -86,7 +86,10 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
       schedule=job.schedule,
     ),
     donate_argnums=0,
-    out_shardings=(jax.tree.map(lambda x: x.sharding, abstract), None),
+    out_shardings=(
+      jax.tree.map(lambda x: x.sharding, abstract),
+      sharding.replicated(job.mesh),
+    ),
   )
 
   # --- The loop ------------------------------------------------------------------
@@ -302,7 +305,8 @@ def _report(job, state, evaluators, results, *, seconds):
       data = config.evals[name]["data"]
       source = build.source(data["source"], f"evals.{name}.data.source")
       found[name] = (evaluator.last, report.reader(source))
-      if not maps and evaluator.rerank:
+      # Maps are computed, which on several processes only all together can do.
+      if not maps and evaluator.rerank and jax.process_count() == 1:
         batch = next(
           iter(pipeline.eval_pairs(source, data["pp"], job.tokenizer, batch_size=8))
         )

@@ -27,7 +27,9 @@ ARGS = {
   name: re.findall(r'arg == "(\w+)"', (ROOT / "configs" / f"{name}.py").read_text())
   for name in NAMES
 }
-SPECS = [f"{name}{arg}" for name in NAMES for arg in ("", *(f":{a}" for a in ARGS[name]))]
+SPECS = [
+  f"{name}{arg}" for name in NAMES for arg in ("", *(f":{a}" for a in ARGS[name]))
+]
 
 # Data and vocabularies are not in the repository: their sizes stand in for them. BERT's
 # uncased vocabulary, and what a recipe for training one asks for at most.
@@ -94,7 +96,9 @@ def describe(config, state):
   memory = tree.flatten(state.memory)
   if memory:
     lines += ["", "# memory"]
-    lines += [f"{path} {list(leaf.shape)} {leaf.dtype}" for path, leaf in memory.items()]
+    lines += [
+      f"{path} {list(leaf.shape)} {leaf.dtype}" for path, leaf in memory.items()
+    ]
   total = sum(leaf.size for leaf in params.values())
   return "\n".join([*lines, "", f"# total: {total:,} parameters", ""])
 

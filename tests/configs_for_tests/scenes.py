@@ -1,4 +1,4 @@
-"""The whole of ALBEF on pictures of 24 pixels, for tests that run all of the trainer."""
+"""All of ALBEF on pictures of 24 pixels, for tests of whole runs."""
 
 import ml_collections
 

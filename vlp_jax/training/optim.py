@@ -66,6 +66,20 @@ class Optim:
       raise ValueError(
         f"config: optim.clip_norm={self.clip_norm}: wants more than 0, or None."
       )
+    for field, pairs in (("multipliers", self.multipliers), ("bounds", self.bounds)):
+      for pattern, _ in pairs:
+        _compile(field, pattern)
+    _compile("undecayed", self.undecayed)
+    for pattern, factor in self.multipliers:
+      if factor < 0:
+        raise ValueError(
+          f"config: optim.multipliers: {factor} for {pattern!r}: wants 0 or more."
+        )
+    for pattern, (low, high) in self.bounds:
+      if low > high:
+        raise ValueError(
+          f"config: optim.bounds: ({low}, {high}) for {pattern!r}: wants (low, high)."
+        )
 
 
 def make_schedule(optim: Optim, total_steps: int) -> Callable[[jax.Array], jax.Array]:
@@ -109,11 +123,14 @@ def make(
   """
   rate = make_schedule(optim, total_steps)
   paths = list(tree.flatten(params))
-  for field, pairs in (("multipliers", optim.multipliers), ("bounds", optim.bounds)):
-    for pattern, _ in pairs:
-      if pattern in dict(type(optim).bounds):
-        continue  # the default covers models of either scale
-      _check_pattern(field, pattern, paths)
+  for pattern, _ in optim.multipliers:
+    _check_pattern("multipliers", pattern, paths)
+  for pattern, _ in optim.bounds:
+    # The default covers models of either scale.
+    if pattern not in dict(type(optim).bounds):
+      _check_pattern("bounds", pattern, paths)
+  if optim.undecayed != UNDECAYED:
+    _check_pattern("undecayed", optim.undecayed, paths)
   parts = [_moments(optim)]
   if optim.weight_decay:
     # Asked of each tree anew: frozen parameters are cut out of the ones seen here.
@@ -187,14 +204,17 @@ def _paths_to(params, predicate):
   return tree.map_with_path(lambda path, _: bool(predicate(path)), params)
 
 
-def _check_pattern(field, pattern, paths):
+def _compile(field, pattern):
   try:
-    found = any(re.search(pattern, path) for path in paths)
+    re.compile(pattern)
   except re.error as error:
     raise ValueError(
       f"config: optim.{field}: {pattern!r} is no regular expression: {error}."
     ) from error
-  if not found:
+
+
+def _check_pattern(field, pattern, paths):
+  if not any(re.search(pattern, path) for path in paths):
     near = difflib.get_close_matches(pattern.strip("^$"), paths, n=3, cutoff=0.2)
     raise ValueError(
       f"config: optim.{field}: {pattern!r} matches no parameter; near are"

@@ -112,6 +112,11 @@ def make_mesh(
   return jax.make_mesh(shape, MESH_AXES, devices=devices, axis_types=auto)
 
 
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+  """Whole on every device: what the host reads."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
 def batch_parts(mesh: jax.sharding.Mesh) -> int:
   """Into how many parts a batch is split."""
   return mesh.shape["data"] * mesh.shape["fsdp"]

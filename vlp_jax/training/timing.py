@@ -82,11 +82,11 @@ class Progress:
     if self._quiet:
       return
     rate = rates["examples_per_second"] / self._batch_size
-    left = (self._total - step) / max(rate, 1e-9)
+    left = _clock((self._total - step) / rate) if rate else "not known yet"
     words = (
       f"step {step}/{self._total}  loss {loss:.3f}"
       f"  {rates['examples_per_second']:.0f} examples/s"
-      f"  waiting {100 * rates['input_wait']:.0f} %  left {_clock(left)}"
+      f"  waiting {100 * rates['input_wait']:.0f} %  left {left}"
     )
     if self._bar:
       done = round(20 * step / self._total)
