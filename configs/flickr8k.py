@@ -4,18 +4,18 @@
     --config.data.source.dir=FOLDER
 
 FOLDER is any copy of the official layout. The default fits 40 minutes on two CPU cores;
-`:large` is for one GPU.
+`:large` is for one GPU, `:tiny` a trial of seconds.
 """
 
 from configs import parts
 
 
 def get_config(arg=""):
-  large = arg == "large"
+  large, tiny = arg == "large", arg == "tiny"
   res, patch, length = (224, 16, 32) if large else (96, 16, 22)
-  tower = parts.size("S" if large else "nano", init_std=None)
+  tower = parts.size("S" if large else "tiny" if tiny else "nano", init_std=None)
   c = parts.base(seed=0, batch_size=256 if large else 64)
-  c.total = "100 epochs" if large else "1300 steps"
+  c.total = "100 epochs" if large else "20 steps" if tiny else "2200 steps"
   c.tokenizer = dict(
     type="sentencepiece", length=length, train=dict(vocab_size=4_000, model_type="bpe")
   )

@@ -14,8 +14,9 @@ from tests import runs
 from vlp_jax import config as config_lib
 from vlp_jax import loop
 
-STEPS = 48
+STEPS = 60
 KILLS = 12
+SEED = 0  # its kills come within 53 steps, wherever they come
 # Moves of float32 sums between meshes, which Adam then divides by small moments.
 LOSS_TOLERANCE = 1e-5
 
@@ -48,7 +49,7 @@ def assert_same(workdir, other):
 
 def test_killed_at_any_moment(whole, tmp_path):
   workdir = tmp_path / "run"
-  rng = random.Random(0)
+  rng = random.Random(SEED)
   saving, begins = 0, []
   for moment in ["saving", "starting", "stepping"] * (KILLS // 3):
     process = start(workdir)
@@ -60,10 +61,10 @@ def test_killed_at_any_moment(whole, tmp_path):
   log = runs.finish(start(workdir), workdir)
   assert len(begins) >= 10, f"it ended after {begins}: make the run longer\n{log}"
   assert saving >= 2, "no kill came during a save"
-  assert len(set(begins)) > 3  # not all at one place
   assert re.search(r"goes on from step \d+", log)
   assert not unfinished(workdir)
   assert_same(workdir, whole)
+  assert len(set(begins)) > 3, f"the kills came at few places: {begins}"
 
 
 def unfinished(workdir):
@@ -73,7 +74,7 @@ def unfinished(workdir):
 
 def kill_when(moment, process, workdir, rng):
   """Kills the process at the moment, unless it ends before."""
-  share, saves, lines = rng.random(), rng.randint(1, 3), rng.randint(2, 6)
+  share, saves, lines = rng.random(), rng.randint(1, 3), rng.randint(4, 10)
   begun = time.monotonic()
   # At its start the run cuts the lines beyond its checkpoint, and removes what is left
   # of saves: what is new between two looks is its own.

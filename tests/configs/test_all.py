@@ -175,11 +175,9 @@ def test_albef_has_the_published_size(shapes_of):
   itc, itm = 2 * linear(width, 256) + 1, linear(width, 2)
 
   params = shapes_of("albef")[0].params
-  # Of BERT's 512 positions ours has as many as a caption may have pieces.
-  length = load("albef").tokenizer["length"]
   assert tree.size(params["model"]["image"]) == vit
-  assert tree.size(params["model"]["text"]) == embeddings(length) + 6 * block
+  assert tree.size(params["model"]["text"]) == embeddings(512) + 6 * block
   assert tree.size(params["model"]["fusion"]) == 6 * (block + cross)
   assert tree.size(params["objectives_mlm"]) == mlm
-  assert tree.size(params) == vit + bert + itc + itm - (512 - length) * width
+  assert tree.size(params) == vit + bert + itc + itm
   assert 209e6 < tree.size(params) < 210e6

@@ -122,9 +122,7 @@ def test_off_a_terminal_a_line_now_and_then(clock):
     told.show(step, 3.14159, {"examples_per_second": 8.0, "input_wait": 0.1})
   told.close()
   lines = stream.getvalue().splitlines()
-  assert lines[0] == (
-    "step 1/100  loss 3.142  8 examples/s  waiting 10 %  left 1:39"
-  )
+  assert lines[0] == ("step 1/100  loss 3.142  8 examples/s  waiting 10 %  left 1:39")
   assert [line.split()[1] for line in lines] == [
     *(f"{s}/100" for s in range(1, 100, 11)),
     "100/100",

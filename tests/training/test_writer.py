@@ -94,7 +94,9 @@ def test_a_full_disk_names_the_file_and_the_way_out(tmp_path):
   writer._path = tmp_path / "metrics.jsonl"
   writer._file = writer._path.open("w")
   writer._events = None
-  with pytest.raises(OSError, match="metrics.jsonl cannot be written.*start again") as e:
+  with pytest.raises(
+    OSError, match="metrics.jsonl cannot be written.*start again"
+  ) as e:
     writer.write(1, {"loss": 1.0})
   assert e.value.__cause__.errno == errno.ENOSPC
   # Whoever closes it on the way out does not hide the first error.
@@ -106,8 +108,6 @@ def test_tensorboard_gets_the_numbers(tmp_path):
   (events,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
   data = events.read_bytes()
   assert data.count(b"loss") == 3
-  write(tmp_path, [4], start=3, tensorboard=True)
-  assert len(list((tmp_path / "tensorboard").iterdir())) == 2
 
 
 def test_the_other_processes_write_nothing(tmp_path):

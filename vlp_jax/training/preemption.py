@@ -8,8 +8,8 @@ from types import FrameType
 class Stop(contextlib.AbstractContextManager):
   """`with Stop() as stop:` … `if stop.asked: save and leave`.
 
-  The first SIGTERM or SIGINT sets `asked`; a second one acts as without us. Handlers
-  are put back at the end.
+  The first SIGTERM or SIGINT sets `asked`; a second one, of either kind, acts as
+  without us. Handlers are put back at the end.
   """
 
   SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -28,4 +28,4 @@ class Stop(contextlib.AbstractContextManager):
 
   def _handle(self, number: int, frame: FrameType | None) -> None:
     self.asked = signal.Signals(number).name
-    signal.signal(number, self._before[number])
+    self.__exit__()

@@ -57,12 +57,15 @@ class Progress:
   def paused(self) -> Iterator[None]:
     """Time that is no training: evaluating, saving."""
     start = time.perf_counter()
-    yield
-    self._paused += time.perf_counter() - start
+    try:
+      yield
+    finally:
+      self._paused += time.perf_counter() - start
 
   def compiled(self, step: int) -> None:
     """The first step, with its compilation, is done: rates count from here."""
     self._mark = (step, time.perf_counter(), self._waiting.seconds)
+    self._paused = 0.0
 
   def rates(self, step: int) -> dict[str, float]:
     """Since the call before: examples a second, and the share of waiting (0 … 1)."""

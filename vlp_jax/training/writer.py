@@ -23,6 +23,7 @@ class Writer:
     if self._path.exists():
       _replace(self._path, "".join(json.dumps(line) + "\n" for line in kept))
     self._file = self._path.open("a", encoding="utf-8")
+    self._failed = False
     self._events = None
     if tensorboard:
       # Here, not above: a machine that only trains need not have it.
@@ -43,6 +44,7 @@ class Writer:
       self._file.write(json.dumps({"step": step, **plain}) + "\n")
       self._file.flush()
     except OSError as error:
+      self._failed = True
       raise OSError(
         f"log: {self._path} cannot be written: {error}. Make room there and start"
         " again: the run goes on from its last whole checkpoint."
@@ -53,7 +55,12 @@ class Writer:
           self._events.add_scalar(key, value, step)
 
   def close(self) -> None:
-    self._file.close()
+    try:
+      self._file.close()
+    except OSError:
+      # What could not be written is tried once more; it has been told of already.
+      if not self._failed:
+        raise
     if self._events:
       self._events.close()
 
@@ -73,10 +80,10 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
   if not pathlib.Path(path).exists():
     return []
   lines = []
-  for text in pathlib.Path(path).read_text("utf-8").splitlines():
+  for text in pathlib.Path(path).read_bytes().splitlines():
     try:
       line = json.loads(text)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, UnicodeDecodeError):
       continue
     if isinstance(line, dict) and "step" in line:
       lines.append(line)
