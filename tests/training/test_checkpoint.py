@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there; what is kept, what is refused, what is passed over."""
+"""Checkpoints: whole or not there; what is kept, refused, and passed over."""
 
 import errno
 import logging
@@ -6,9 +6,9 @@ import shutil
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -182,7 +182,7 @@ def test_a_damaged_one_that_is_asked_for_is_an_error(tmp_path):
 
 def test_what_an_interrupted_save_left_is_removed(tmp_path):
   folder(tmp_path, [2, 4])
-  torn = tmp_path / "6.orbax-checkpoint-tmp-0"
+  torn = tmp_path / "6.orbax-checkpoint-tmp"
   shutil.copytree(tmp_path / "4", torn)
   checkpoints = checkpoint_lib.Checkpoints(tmp_path)
   assert checkpoints.steps() == [2, 4]

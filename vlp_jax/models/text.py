@@ -27,6 +27,8 @@ class Encoder(nn.Module):
     length: rows of the position table, at least the tokenizer's length.
     types: rows of the token-type table, of which row 0 is used (BERT has 2); 0: none.
     norm: "post" with a norm on the embeddings (BERT) or "pre" with one at the end.
+    norm_pre: one on the embeddings before a "pre" stack as well (BLOOM). Without it,
+      small word vectors drown in what the first block adds, and MLM learns slowly.
     attention: which tokens see which, where the caller does not say.
   """
 
@@ -41,6 +43,7 @@ class Encoder(nn.Module):
   attention: mask_lib.Attention = "bidirectional"
   norm: block.Norm = "post"
   norm_eps: float = 1e-12
+  norm_pre: bool = False
   act: block.Activation = "gelu"
   dropout: float = 0.0
   dropout_attention: float = 0.0
@@ -58,6 +61,12 @@ class Encoder(nn.Module):
     if self.types:
       self.type = embed.Embed(self.types, width, axis="pos")
     self.outer_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm")
+    if self.norm_pre:
+      if self.norm == "post":
+        raise ValueError(
+          'model.text.norm_pre=True: norm="post" has a norm on the embeddings as it is.'
+        )
+      self.first_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm_pre")
     self.drop = nn.Dropout(self.dropout)
     self.blocks = block.stack(self)
     if self.pool == "map":
@@ -84,6 +93,7 @@ class Encoder(nn.Module):
     if self.types:
       x = x + self.type(jnp.zeros((), jnp.int32))
     x = self.outer_norm(x) if self.norm == "post" else x
+    x = self.first_norm(x) if self.norm_pre else x
     x = self.drop(x, deterministic=not train)
     seen = mask_lib.attention(mask, attention or self.attention, prefix_B=prefix)
     x = block.run(self, x, seen, train=train)

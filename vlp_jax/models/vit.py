@@ -15,6 +15,7 @@ from vlp_jax.nn import axes
 from vlp_jax.nn import block
 from vlp_jax.nn import linear
 from vlp_jax.nn import pool as pool_lib
+from vlp_jax.nn import stem as stem_lib
 from vlp_jax.ops import posembed
 
 
@@ -24,6 +25,8 @@ class Encoder(nn.Module):
   Attributes:
     width, depth, num_heads, mlp_dim: sizes of the stack.
     patch: side of a patch in pixels. res: side of the image that `posemb` is for.
+    stem: what makes tokens of pixels: one linear map of each patch, or a few strided
+      convolutions (`nn/stem.py`), which learn from fewer images.
     class_token: prepends a learned token.
     pool: how `pool` makes one vector of the tokens.
     posemb: learned table, or fixed sin-cos of MAE. Images of another size than `res`
@@ -37,6 +40,7 @@ class Encoder(nn.Module):
   mlp_dim: int
   patch: int
   res: int
+  stem: Literal["patch", "conv"] = "patch"
   class_token: bool = True
   pool: pool_lib.Kind = "first"
   posemb: Literal["learned", "sincos2d"] = "learned"
@@ -60,15 +64,26 @@ class Encoder(nn.Module):
       )
     if self.pool == "first" and not self.class_token:
       raise ValueError('model.image.pool="first" needs model.image.class_token=True.')
-    pixels = self.patch**2 * 3
-    self.patch_embed = linear.Linear(
-      "BPK,KD->BPD",
-      (pixels, self.width),
-      ("patch", "embed"),
-      init_std=self.init_std,
-      dtype=self.dtype,
-      name="patch",
-    )
+    if self.stem == "conv":
+      halvings = len(stem_lib.prime_factors(self.patch)) - 1
+      if halvings < 0 or self.width % 2**halvings:
+        raise ValueError(
+          f"model.image: stem='conv' of patch={self.patch} halves width={self.width}"
+          f" {halvings} times: take a multiple of {2 ** max(halvings, 0)}, and a patch"
+          " of 2 or more."
+        )
+      self.conv_stem = stem_lib.ConvStem(
+        self.patch, self.width, self.dtype, name="stem"
+      )
+    else:
+      self.patch_embed = linear.Linear(
+        "BPK,KD->BPD",
+        (self.patch**2 * 3, self.width),
+        ("patch", "embed"),
+        init_std=self.init_std,
+        dtype=self.dtype,
+        name="patch",
+      )
     prefix = int(self.class_token)
     grid = self.res // self.patch
     small = axes.kernel_init(0.02, self.width)
@@ -90,7 +105,10 @@ class Encoder(nn.Module):
 
   def __call__(self, image: jax.Array, *, train: bool = False) -> tokens_lib.Tokens:
     """image float [B, R, R, 3], normalised."""
-    x = self.patch_embed(patchify(image, self.patch))
+    if self.stem == "conv":
+      x = self.conv_stem(image)
+    else:
+      x = self.patch_embed(patchify(image, self.patch))
     grid = image.shape[1] // self.patch
     prefix = int(self.class_token)
     if self.class_token:
