@@ -133,6 +133,8 @@ def model(spec: Mapping[str, Any], *, vocab: Any, length: int) -> vlm.VLM:
   fusion = None
   if "fusion" in towers:
     sizes = shared | dict(num_heads=text.num_heads, mlp_dim=text.mlp_dim)
+    sizes["image_width"] = image.width
+    sizes["text_width"] = text.width
     fusion = component("models.fusion", towers["fusion"], "model.fusion", given=sizes)
   schema.check_fields(
     vlm.VLM, spec, "model", given=dict(image=image, text=text, fusion=fusion)
@@ -151,6 +153,9 @@ def pretrainer(
     time: for the durations that objectives have.
   """
   built = model(config.model, vocab=vocab, length=length)
+  width = pooled_width = built.text.width
+  if built.fusion is not None:
+    width, pooled_width = built.fusion.widths(width)
   objectives, weights = {}, {}
   for name, spec in config.objectives.items():
     spec = dict(spec)
@@ -160,7 +165,7 @@ def pretrainer(
       spec,
       f"objectives.{name}",
       default=name,
-      given=dict(vocab=vocab, width=built.text.width),
+      given=dict(vocab=vocab, width=width, pooled_width=pooled_width),
       time=time,
     )
     _check_teacher(name, spec, config.ema_decay)

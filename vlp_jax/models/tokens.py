@@ -10,3 +10,17 @@ class Tokens:
 
   x: jax.Array
   mask: jax.Array | None = None
+
+
+@flax.struct.dataclass
+class Fused:
+  """What a fusion returns that keeps both streams and makes one vector of a pair.
+
+  x [B, L, D], mask bool [B, L]: the text, which has seen the image. image: Tokens
+  [B, S, D], which have seen the text. pooled [B, C]: of the pair.
+  """
+
+  x: jax.Array
+  mask: jax.Array
+  image: Tokens
+  pooled: jax.Array

@@ -29,6 +29,7 @@ class Encoder(nn.Module):
     posemb: learned table, or fixed sin-cos of MAE. Images of another size than `res`
       get the learned table resampled, bicubic, as ALBEF does.
     norm_pre: a layer norm before the blocks (CLIP).
+    patch_bias: of the patch embedding (CLIP has none).
   """
 
   width: int
@@ -43,6 +44,7 @@ class Encoder(nn.Module):
   norm: block.Norm = "pre"
   norm_eps: float = 1e-6
   norm_pre: bool = False
+  patch_bias: bool = True
   act: block.Activation = "gelu"
   dropout: float = 0.0
   dropout_attention: float = 0.0
@@ -65,6 +67,7 @@ class Encoder(nn.Module):
       "BPK,KD->BPD",
       (pixels, self.width),
       ("patch", "embed"),
+      bias=self.patch_bias,
       init_std=self.init_std,
       dtype=self.dtype,
       name="patch",

@@ -32,7 +32,7 @@ class VLM(nn.Module):
     image: encoder of images; type "vit" is `models/vit.py`.
     text: encoder of text; type "text" is `models/text.py`.
     fusion: stack that joins them, one of `models/fusion/`; None for a dual encoder.
-    embed_dim: E, of the shared contrastive space.
+    embed_dim: E, of the contrastive space; None: there is none, nor a temperature.
     scale: the parameter behind the temperature: "temp" is the temperature itself
       (ALBEF), "log_scale" the logarithm of its inverse (CLIP). `optim.bounds` clamps.
     temperature: its first value.
@@ -43,7 +43,7 @@ class VLM(nn.Module):
   image: Any
   text: Any
   fusion: Any = None
-  embed_dim: int = 256
+  embed_dim: int | None = 256
   scale: Literal["temp", "log_scale"] = "temp"
   temperature: float = 0.07
   project_bias: bool = True
@@ -55,6 +55,9 @@ class VLM(nn.Module):
   dtype: str = "float32"
 
   def setup(self):
+    if self.embed_dim is None:
+      return
+
     def project(width, name):
       return linear.Linear(
         "BD,DE->BE",
@@ -73,13 +76,21 @@ class VLM(nn.Module):
     init = axes.boxed(nn.initializers.constant(first))
     self.scale_param = self.param(self.scale, init, ())
 
-  def encode_image(self, image: jax.Array, *, train: bool = False) -> tokens_lib.Tokens:
-    """uint8 [B, R, R, 3], normalised here, or float of normalised values."""
+  def encode_image(
+    self, image: jax.Array, size: jax.Array | None = None, *, train: bool = False
+  ) -> tokens_lib.Tokens:
+    """uint8 [B, R, R, 3], normalised here, or float of normalised values.
+
+    size int32 [B, 2], rows and columns of each image where the rest of the canvas is
+    padding; for encoders that take it (`models/patches.py`).
+    """
     if image.dtype == jnp.uint8:
       image = (image.astype(jnp.float32) / 255.0 - jnp.asarray(self.image_mean)) / (
         jnp.asarray(self.image_std)
       )
-    return self.image(image, train=train)
+    if size is None:
+      return self.image(image, train=train)
+    return self.image(image, size, train=train)
 
   def encode_text(
     self,
@@ -92,16 +103,25 @@ class VLM(nn.Module):
     """ids int32 [B, L], mask bool [B, L], false at padding."""
     return self.text(ids, mask, attention=attention, train=train)
 
-  def embed_image(self, tokens: tokens_lib.Tokens) -> jax.Array:
-    """float32 [B, E] of unit norm."""
+  def embed_image(self, tokens: tokens_lib.Tokens) -> jax.Array | None:
+    """float32 [B, E] of unit norm; None where there is no contrastive space."""
+    if self.embed_dim is None:
+      return None
     return contrastive.normalize(self.image_project(self.image.pooled(tokens)))
 
-  def embed_text(self, tokens: tokens_lib.Tokens) -> jax.Array:
-    """float32 [B, E] of unit norm."""
+  def embed_text(self, tokens: tokens_lib.Tokens) -> jax.Array | None:
+    """float32 [B, E] of unit norm; None where there is no contrastive space."""
+    if self.embed_dim is None:
+      return None
     return contrastive.normalize(self.text_project(self.text.pooled(tokens)))
 
   def inverse_temperature(self) -> jax.Array:
     """float32 []: what similarities are multiplied by."""
+    if self.embed_dim is None:
+      raise ValueError(
+        "this objective contrasts image and text, but model.embed_dim=None: say the"
+        " width of the space, e.g. 256."
+      )
     if self.scale == "log_scale":
       return jnp.exp(self.scale_param)
     return 1.0 / self.scale_param
@@ -112,15 +132,36 @@ class VLM(nn.Module):
     text: tokens_lib.Tokens,
     *,
     attention: mask_lib.Attention = "bidirectional",
+    image_type: int | None = None,
     train: bool = False,
-  ) -> tokens_lib.Tokens:
-    """Tokens of text that has seen the image: [B, L, D]."""
+  ) -> tokens_lib.Tokens | tokens_lib.Fused:
+    """Tokens of text that has seen the image: [B, L, D].
+
+    image_type: which of several images this is (1, 2), for fusions that tell them apart
+      by a type embedding.
+    """
     if self.fusion is None:
       raise ValueError(
         "this objective fuses image and text, but model.fusion is not set:"
         ' say e.g. model.fusion=dict(type="cross_attention", depth=6).'
       )
-    return self.fusion(image, text, attention=attention, train=train)
+    which = {} if image_type is None else {"image_type": image_type}
+    return self.fusion(image, text, attention=attention, train=train, **which)
+
+  def pool_pair(self, fused: tokens_lib.Tokens | tokens_lib.Fused) -> jax.Array:
+    """[B, C]: one vector of each fused pair, the fusion's or its first token."""
+    return fused.pooled if isinstance(fused, tokens_lib.Fused) else fused.x[:, 0]
+
+  def fused_image(
+    self, fused: tokens_lib.Tokens | tokens_lib.Fused
+  ) -> tokens_lib.Tokens:
+    """Tokens of the image that have seen the text, where the fusion makes them."""
+    if not isinstance(fused, tokens_lib.Fused):
+      raise ValueError(
+        "this objective wants image tokens that have seen the text, which this"
+        ' model.fusion does not make: use type="merged" or "co_attention".'
+      )
+    return fused.image
 
   def word_logits(self, x: jax.Array) -> jax.Array:
     """[..., D] -> float32 [..., V], tied to the text encoder's word table."""

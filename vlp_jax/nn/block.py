@@ -115,21 +115,22 @@ def drop_paths(module: nn.Module, y: jax.Array, rate, *, train: bool) -> jax.Arr
   return jnp.where(keep, y / (1.0 - rate), 0.0).astype(y.dtype)
 
 
-def stack(module: nn.Module) -> nn.Module:
-  """The scanned blocks of a tower: one `Block` whose parameters have an axis "layers".
+def stack(module: nn.Module, layer: type[nn.Module] = Block) -> nn.Module:
+  """The scanned blocks of a tower: one layer whose parameters have an axis "layers".
 
-  For use in the tower's `setup`. Reads the tower's fields: those of `Block`, and
+  For use in the tower's `setup`. `layer` is called as `Block` is. Reads the tower's
+  fields: those of the layer, and
     depth: number of layers.
     drop_path: chance of dropping the last layer's branches; grows linearly from 0.
     remat: what the backward pass keeps: "none" keeps all, "full" recomputes all,
       "dots" keeps matrix products, "dots_no_batch" those without a batch axis.
     unroll: layers per turn of the scan; more is faster to run, slower to compile.
   """
-  block = Block
+  block = layer
   if module.remat != "none":
     # 0 is the module itself, 6 is `train`.
     block = nn.remat(
-      Block, prevent_cse=False, static_argnums=(6,), policy=REMAT[module.remat]
+      layer, prevent_cse=False, static_argnums=(6,), policy=REMAT[module.remat]
     )
   scanned = nn.scan(
     block,
@@ -140,7 +141,7 @@ def stack(module: nn.Module) -> nn.Module:
     unroll=min(module.unroll, module.depth),
     metadata_params={nn.PARTITION_NAME: "layers"},
   )
-  return scanned(**common_fields(module, Block))
+  return scanned(**common_fields(module, layer))
 
 
 def run(

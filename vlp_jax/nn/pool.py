@@ -61,3 +61,24 @@ class MapPool(nn.Module):
     z = linear.LayerNorm(self.norm_eps, self.dtype, name="norm")(y)
     mlp = block.Mlp(self.mlp_dim, init_std=None, dtype=self.dtype, name="mlp")
     return (y + mlp(z))[:, 0]
+
+
+class TanhPool(nn.Module):
+  """BERT's pooler: a linear layer and tanh on the first token, [B, L, D] -> [B, D]."""
+
+  width: int
+  init_std: float | None = 0.02
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape, names = (self.width, self.width), ("embed", "proj")
+    dense = linear.Linear(
+      "BD,DE->BE",
+      shape,
+      names,
+      init_std=self.init_std,
+      dtype=self.dtype,
+      name="dense",
+    )
+    return jnp.tanh(dense(x[:, 0]))

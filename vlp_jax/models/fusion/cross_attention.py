@@ -35,6 +35,13 @@ class Fusion(nn.Module):
   unroll: int = 1
   dtype: str = "float32"
 
+  # The text comes encoded.
+  encodes_text = False
+
+  def widths(self, text_width: int) -> tuple[int, int]:
+    """(of the fused tokens, of the first of them, which stands for the pair)."""
+    return text_width, text_width
+
   def setup(self):
     self.blocks = block.stack(self)
     if self.norm == "pre":
