@@ -18,10 +18,11 @@ import numpy as np
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
+from vlp_jax.interop import vilt
 from vlp_jax.ops import tree as tree_lib
 
 # Sizes: those of `towers`, D F N H T K V being the text encoder's, and of the fusion
-# X width, Y mlp, O heads, I head_dim, R types; A answers, Z of a head's hidden layer.
+# X width, Y mlp, O heads, I head_dim, R types; P of a pooled pair.
 FUSION = {"D": "X", "F": "Y", "N": "O", "H": "I"}
 
 # A checkpoint of this format has tensors of these names.
@@ -34,6 +35,7 @@ UNUSED = (
   r"vit_model\.(positional_embedding|ln_final\..*)",
   r"text_transformer\.pooler\..*",
 )
+HEADS = vilt.HEADS
 TEXT, IMAGE = "text_transformer.", "vit_model.visual."
 
 
@@ -155,15 +157,6 @@ def parameter_rules(tensors: Mapping[str, Any], what: str) -> rules.Table:
   )
 
 
-# Our objectives, and a layer that tells whether the file has them.
-HEADS = {
-  "itm": "itm_score.fc.",
-  "mlm": "mlm_score.decoder.",
-  "vqa_scores": "vqa_classifier.0.",
-  "pair_classify": "nlvr2_classifier.0.",
-}
-
-
 def _rules(*, depth_image, depth_text, depth_fusion, heads):
   model, fusion = "model", "model/fusion"
   layers = range(depth_fusion)
@@ -194,21 +187,7 @@ def _rules(*, depth_image, depth_text, depth_fusion, heads):
     table += rules.relabel(both, FUSION)
     theirs, ours = f"cross_modal_{name}_pooler.dense.", f"{fusion}/{name}_pool/dense"
     table += towers.linear_rules(theirs, ours, "X", "X'")
-  return [*table, *(rule for head in heads for rule in head_rules(head))]
-
-
-def head_rules(head: str) -> rules.Table:
-  """The head of one objective; X is the width of its tokens, P of the pooled pair."""
-  ours, theirs = f"objectives_{head}", HEADS[head]
-  if head == "itm":
-    return towers.linear_rules(theirs, f"{ours}/head", "P", "2")
-  if head == "mlm":
-    mlm = towers.bert_mlm_rules("mlm_score.", ours, decoder_bias=False)
-    return [
-      *rules.relabel(mlm, FUSION),
-      rules.Rule("mlm_score.decoder.weight", f"{ours}/decoder/kernel", "V X -> X V"),
-    ]
-  return towers.classifier_rules(theirs.removesuffix("0."), f"{ours}/head")
+  return [*table, *(rule for head in heads for rule in vilt.head_rules(head, "X"))]
 
 
 def _table(params):

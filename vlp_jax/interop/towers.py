@@ -73,18 +73,33 @@ def norm_rules(
 
 def vit_rules(theirs: str, ours: str, depth: int) -> rules.Table:
   """A Vision Transformer of timm 0.4 (sizes W G M h L p q)."""
+  return [*vit_embedding_rules(theirs, ours), *vit_block_rules(theirs, ours, depth)]
+
+
+def vit_embedding_rules(theirs: str, ours: str, fit: Any = None) -> rules.Table:
+  """Its patches, positions and class token (sizes W L p q).
+
+  fit: of the table of positions, see `rules.Rule`; None: resized, bicubic.
+  """
+  fit = fit or _resize
+  return [
+    rules.Rule(f"{theirs}cls_token", f"{ours}/cls", "1 1 W -> W"),
+    rules.Rule(f"{theirs}pos_embed", f"{ours}/posemb", "1 L W -> L W", fit=fit),
+    rules.Rule(
+      f"{theirs}patch_embed.proj.weight", f"{ours}/patch/kernel", "W 3 p q -> (p q 3) W"
+    ),
+    rules.Rule(f"{theirs}patch_embed.proj.bias", f"{ours}/patch/bias", "W -> W"),
+  ]
+
+
+def vit_block_rules(theirs: str, ours: str, depth: int) -> rules.Table:
+  """Its blocks and the norm after them (sizes W G M h)."""
   layers = range(depth)
   block, blocks = f"{theirs}blocks.{{i}}.", f"{ours}/blocks"
   qkv = [
     tuple(f"{blocks}/attn/{c}/{p}" for c in ("query", "key", "value")) for p in _KB
   ]
   return [
-    rules.Rule(f"{theirs}cls_token", f"{ours}/cls", "1 1 W -> W"),
-    rules.Rule(f"{theirs}pos_embed", f"{ours}/posemb", "1 L W -> L W", fit=_resize),
-    rules.Rule(
-      f"{theirs}patch_embed.proj.weight", f"{ours}/patch/kernel", "W 3 p q -> (p q 3) W"
-    ),
-    rules.Rule(f"{theirs}patch_embed.proj.bias", f"{ours}/patch/bias", "W -> W"),
     *norm_rules(f"{block}norm1.", f"{blocks}/norm_attn", "W", layers),
     rules.Rule(f"{block}attn.qkv.weight", qkv[0], "(3 M h) W -> 3 W M h", layers),
     rules.Rule(f"{block}attn.qkv.bias", qkv[1], "(3 M h) -> 3 M h", layers),
