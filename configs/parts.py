@@ -27,3 +27,10 @@ def size(name, **fields):
     raise ValueError(f"no size {name!r}; there are {', '.join(SIZES)}")
   width, depth, heads, mlp = SIZES[name]
   return dict(width=width, depth=depth, num_heads=heads, mlp_dim=mlp) | fields
+
+
+def scenes_for_tiny():
+  """(tokenizer, source) of rendered scenes, for what `:tiny` trains on."""
+  recipe = dict(vocab_size=256, model_type="bpe")
+  tokenizer = dict(type="sentencepiece", length=16, train=recipe)
+  return tokenizer, dict(type="scenes", res=48, size=2_000)

@@ -24,6 +24,8 @@ from vlp_jax.models.fusion import co_attention
 from vlp_jax.nn import ask
 from vlp_jax.objectives import itm
 from vlp_jax.objectives import mlm
+from vlp_jax.objectives import pair_classify
+from vlp_jax.objectives import vqa_scores
 from vlp_jax.ops import posembed
 
 REFERENCE = pathlib.Path(__file__).parent / "reference"
@@ -214,3 +216,41 @@ def test_positions_are_resized_as_officially():
     if getattr(r, "ours", None) == name
   ]
   close(rule.fit(before, after.shape), after)
+
+
+# --- Downstream tasks -----------------------------------------------------------------
+
+
+def answer(self, batch):
+  """(loss, logits) of the one objective."""
+  net = self.model
+  enc = pretrainer_lib.encode(net, ask.Live(), batch, jnp.int32(0))
+  (objective,) = self.objectives.values()
+  loss, _ = objective(net, enc, batch)
+  second = (net.encode_image(batch["image2"]),) if "image2" in batch else ()
+  return loss.value(), objective.logits(net, enc.image, *second, enc.text)
+
+
+@pytest.mark.parametrize("name", ["meter_vqa", "meter_nlvr2"])
+def test_tasks(name):
+  """Loss and logits."""
+  inputs, want = arrays(name, "inputs"), arrays(name, "expected")
+  batch = dict(
+    text=jnp.asarray(inputs["text_ids"], jnp.int32),
+    text_mask=jnp.asarray(inputs["text_masks"] > 0),
+  )
+  width = size(name)["hidden_size"]
+  if name == "meter_vqa":
+    batch |= dict(image=pixels(inputs["image"]), answer_scores=inputs["vqa_targets"])
+    objectives = {"vqa_scores": vqa_scores.Objective(width=width, answers=17)}
+  else:
+    batch |= dict(image=pixels(inputs["image_0"]), image2=pixels(inputs["image_1"]))
+    batch["label"] = jnp.asarray(inputs["answers"], jnp.int32)
+    objectives = {"pair_classify": pair_classify.Objective(width=width)}
+  net = model(name, types=2 + ("image2" in batch))
+  module = pretrainer_lib.Pretrainer(net, objectives, dict.fromkeys(objectives, 1.0))
+  run = jax.jit(lambda params: module.apply({"params": params}, batch, method=answer))
+  loss, logits = run(checkpoint(name).params)
+  task = name.removeprefix("meter_")
+  close(loss, want[f"{task}_loss"])
+  close(logits, want[f"{task}_logits"])

@@ -25,6 +25,9 @@ from vlp_jax.models.fusion import merged
 from vlp_jax.nn import ask
 from vlp_jax.objectives import itm
 from vlp_jax.objectives import mlm
+from vlp_jax.objectives import pair_classify
+from vlp_jax.objectives import text_rank
+from vlp_jax.objectives import vqa_scores
 from vlp_jax.objectives import wpa
 from vlp_jax.ops import transport
 
@@ -251,3 +254,81 @@ def test_transport_alone():
   close(plan.transpose(0, 2, 1), want["ot/T"])
   close(cost, want["ot/cost"])
   close((plan * cost).sum((1, 2)), want["ot/distance"])
+
+
+# --- Downstream tasks -----------------------------------------------------------------
+
+TASKS = {
+  "vilt_vqa": {"vqa_scores": vqa_scores.Objective(width=WIDTH, answers=17)},
+  "vilt_nlvr2": {"pair_classify": pair_classify.Objective(width=WIDTH)},
+  "vilt_irtr": {"text_rank": text_rank.Objective(width=WIDTH, negatives=3)},
+}
+
+
+def answer(self, batch):
+  """(loss, logits) of the one objective."""
+  net = self.model
+  enc = pretrainer_lib.encode(net, ask.Live(), batch, jnp.int32(0))
+  (name,) = self.objectives
+  objective = self.objectives[name]
+  if name == "text_rank":
+    ids, mask = batch["false_ids"], batch["false_mask"]
+    flat = net.encode_text(ids.reshape(-1, ids.shape[-1]), mask.reshape(-1, 16))
+    texts = jax.tree.map(lambda x: x.reshape(*ids.shape[:2], *x.shape[1:]), flat)
+    texts = jax.tree.map(
+      lambda own, others: jnp.concatenate([own[:, None], others], 1), enc.text, texts
+    )
+    found = jnp.ones(len(ids), bool)
+    loss, _ = objective.loss(net, enc.image, texts, found, train=False)
+    return loss.value(), objective.scores(net, enc.image, texts)
+  loss, _ = objective(net, enc, batch)
+  if name == "vqa_scores":
+    return loss.value(), objective.logits(net, enc.image, enc.text)
+  second = net.encode_image(batch["image2"], batch["image2_size"])
+  return loss.value(), objective.logits(net, enc.image, second, enc.text)
+
+
+def task_batch(inputs):
+  """What our objectives read, of the official names."""
+  image = inputs["image" if "image" in inputs else "image_0"]
+  batch = dict(
+    image=pixels(image),
+    image_size=sizes_of(image),
+    text=jnp.asarray(inputs["text_ids"], jnp.int32),
+    text_mask=jnp.asarray(inputs["text_masks"] > 0),
+  )
+  if "image_1" in inputs:
+    batch |= dict(
+      image2=pixels(inputs["image_1"]),
+      image2_size=sizes_of(inputs["image_1"]),
+      label=jnp.asarray(inputs["answers"], jnp.int32),
+    )
+  if "vqa_targets" in inputs:
+    batch["answer_scores"] = jnp.asarray(inputs["vqa_targets"])
+  if "false_text_0_ids" in inputs:
+    stack = lambda kind: np.stack(
+      [inputs[f"false_text_{i}_{kind}"] for i in range(3)], axis=1
+    )
+    batch["false_ids"] = jnp.asarray(stack("ids"), jnp.int32)
+    batch["false_mask"] = jnp.asarray(stack("masks") > 0)
+  return batch
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_tasks(name):
+  """Loss, logits and all gradients."""
+  types = 3 if name == "vilt_nlvr2" else 2
+  module = pretrainer(TASKS[name], types=types, max_patches=None)
+  batch = task_batch(arrays(name, "inputs"))
+
+  def loss(params):
+    return module.apply({"params": params}, batch, method=answer)
+
+  params = jax.tree.map(jnp.asarray, params_of(name))
+  (total, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+  want = arrays(name, "expected")
+  (loss_name,) = [key for key in want if key.endswith("_loss")]
+  (logits_name,) = [key for key in want if key != loss_name]
+  close(total, want[loss_name], loss_name)
+  close(logits, want[logits_name], logits_name)
+  compare_gradients(grads, REFERENCE / name / "grads_all.safetensors")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
+import inspect
 import itertools
 import pathlib
 from typing import Any
@@ -13,6 +14,7 @@ import optax
 from vlp_jax import config as config_lib
 from vlp_jax import pretrainer as pretrainer_lib
 from vlp_jax import schema
+from vlp_jax.data import pp
 from vlp_jax.data.tokenizers import sentencepiece
 from vlp_jax.models import vlm
 from vlp_jax.training import optim as optim_lib
@@ -241,6 +243,9 @@ def job(config: config_lib.Run, workdir: pathlib.Path) -> Job:
   time = clock(config, len(train_source))
   trained = pretrainer(config, vocab=words.vocab, length=words.length, time=time)
   batch = batch_spec(config.batch_size, trained.model.image.res, words.length)
+  if pp.leaves_sizes(config.data.pp):
+    _check_takes_sizes(trained.model.image)
+    batch["image_size"] = jax.ShapeDtypeStruct((config.batch_size, 2), np.int32)
   optim = component("", config.optim, "optim", default=OPTIM, time=time)
   params = step_lib.abstract_params(trained, batch)
   tx, schedule = optim_lib.make(optim, params, total_steps=time.total)
@@ -257,6 +262,16 @@ def job(config: config_lib.Run, workdir: pathlib.Path) -> Job:
     schedule=schedule,
     batch=batch,
   )
+
+
+def _check_takes_sizes(encoder):
+  """That padded images have an encoder which leaves the padding out."""
+  if "size" not in inspect.signature(type(encoder).__call__).parameters:
+    raise ValueError(
+      "config: data.pp: fit(…) leaves images of several sizes on a canvas, but the"
+      f" encoder model.image ({type(encoder).__module__}) reads whole squares: say"
+      ' model.image.type="patches", or resize(…) instead of fit(…).'
+    )
 
 
 OPTIM = "vlp_jax.training.optim:Optim"

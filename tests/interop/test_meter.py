@@ -44,6 +44,20 @@ def test_round_trip_is_bit_exact(case, tmp_path, suffix, key):
     assert got[name].tobytes() == x.tobytes(), name
 
 
+@pytest.mark.parametrize(
+  "name, head", [("meter_vqa", "vqa_scores"), ("meter_nlvr2", "pair_classify")]
+)
+def test_heads_of_tasks_go_both_ways(name, head):
+  path = REFERENCE / name / "weights.safetensors"
+  checkpoint = meter.load(path, **HEADS)
+  assert f"objectives_{head}" in checkpoint.params
+  want = reader.load(path)
+  got = meter.export(checkpoint.params) | checkpoint.unused
+  assert got.keys() == want.keys()
+  for key, x in want.items():
+    np.testing.assert_array_equal(got[key], x, err_msg=key)
+
+
 def test_trees_hold_their_tensors(case):
   path, checkpoint = case
   theirs, model = reader.load(path), checkpoint.params["model"]

@@ -13,7 +13,13 @@ from vlp_jax.interop import reader
 from vlp_jax.interop import vilt
 from vlp_jax.ops import tree as tree_lib
 
-PATH = pathlib.Path(__file__).parents[1] / "reference" / "vilt" / "weights.safetensors"
+REFERENCE = pathlib.Path(__file__).parents[1] / "reference"
+PATH = REFERENCE / "vilt" / "weights.safetensors"
+TASKS = {
+  "vilt_vqa": "vqa_scores",
+  "vilt_nlvr2": "pair_classify",
+  "vilt_irtr": "text_rank",
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +42,17 @@ def test_round_trip_is_bit_exact(params, tmp_path, suffix, key):
   for name, x in want.items():
     assert (got[name].shape, got[name].dtype) == (x.shape, x.dtype), name
     assert got[name].tobytes() == x.tobytes(), name
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_heads_of_tasks_go_both_ways(name):
+  path = REFERENCE / name / "weights.safetensors"
+  params = vilt.load(path, num_heads=4)
+  assert f"objectives_{TASKS[name]}" in params
+  want, got = reader.load(path), vilt.export(params)
+  assert got.keys() == want.keys()
+  for key, x in want.items():
+    np.testing.assert_array_equal(got[key], x, err_msg=key)
 
 
 def test_trees_hold_their_tensors(params):

@@ -118,7 +118,7 @@ def train_batches(
 
   Returns:
     Iterator of {"image": uint8 [B, R, R, 3], "text": int32 [B, L], "text_mask": bool
-    [B, L], "image_id": int32 [B]}.
+    [B, L], "image_id": int32 [B]}, and "image_size": int32 [B, 2] where pp pads.
 
   Raises:
     ValueError: pp is wrong, the source is empty, or the batch does not split over the
@@ -147,7 +147,8 @@ def train_batches(
       # tf.data would hand on its text alone, so an empty batch goes ahead of it.
       batch = {key: np.zeros(0, t.as_numpy_dtype) for key, t in COLUMNS.items()}
       broken = error
-    loaded[int(begin)] = broken
+    extra = {key: value for key, value in batch.items() if key not in COLUMNS}
+    loaded[int(begin)] = broken, extra
     return tuple(batch[key] for key in COLUMNS)
 
   def step(begin):
@@ -183,10 +184,10 @@ class TrainBatches:
 
   def __next__(self) -> dict[str, np.ndarray]:
     begin, columns = next(self._iterator)
-    broken = self._loaded.pop(int(begin))
+    broken, extra = self._loaded.pop(int(begin))
     if isinstance(broken, Exception):
       raise broken
-    batch = dict(zip(COLUMNS, columns, strict=True))
+    batch = dict(zip(COLUMNS, columns, strict=True)) | extra
     self._bad.add(len(batch["image_id"]), broken)
     return batch
 
@@ -231,6 +232,8 @@ class _Loader:
       "text_mask": mask,
       "image_id": np.array([row["image_id"] for row in rows], np.int32),
     }
+    if "image_size" in rows[0]:
+      batch["image_size"] = np.stack([row["image_size"] for row in rows])
     return batch, broken
 
   def _good(self, position, raw, broken):
@@ -267,7 +270,7 @@ def eval_images(
   Raises:
     ValueError: a record is broken: an evaluation leaves none out by itself.
   """
-  op = pp_lib.parse(pp)
+  op = _parse_square(pp)
 
   def load(indices):
     rows = [_strict(r, _image, op) for r in source.read(indices)]
@@ -320,7 +323,7 @@ def eval_pairs(
   source: Any, pp: str, tokenizer: Any, *, batch_size: int, workers: int | None = None
 ) -> Iterator[dict[str, Any]]:
   """Each example with its first caption: what `eval_images` and `eval_texts` yield."""
-  op = pp_lib.parse(pp)
+  op = _parse_square(pp)
 
   def load(indices):
     raw = source.read(indices)
@@ -354,6 +357,16 @@ def _ahead(
     finally:
       for future in waiting:
         future.cancel()
+
+
+def _parse_square(pp):
+  """The op of a pp that leaves images whole."""
+  if pp_lib.leaves_sizes(pp):
+    raise ValueError(
+      f"config: evaluation: pp={pp!r}: evaluators take images without padding: say"
+      " resize(…) instead of fit(…)."
+    )
+  return pp_lib.parse(pp)
 
 
 def _chunks(source, batch_size):

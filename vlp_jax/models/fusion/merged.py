@@ -61,8 +61,8 @@ class Fusion(nn.Module):
     width = self.text_width
     if self.image_width != width:
       raise ValueError(
-        f'model.fusion.type="merged" is one stream: model.image.width={self.image_width}'
-        f" and model.text.width={width} must be equal."
+        'model.fusion.type="merged" is one stream: model.image.width='
+        f"{self.image_width} and model.text.width={width} must be equal."
       )
     self.type = embed.Embed(self.types, width, axis="pos", dtype=self.dtype)
     self.blocks = block.stack(self)
@@ -89,7 +89,7 @@ class Fusion(nn.Module):
     seen = mask_lib.attention(both, "bidirectional")
     if attention != "bidirectional":
       raise ValueError(
-        f'model.fusion.type="merged" fuses with attention="bidirectional" only, not'
+        'model.fusion.type="merged" fuses with attention="bidirectional" only, not'
         f" {attention!r}: words and patches see each other."
       )
     x = jnp.concatenate(
