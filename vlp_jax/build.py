@@ -133,6 +133,7 @@ def model(spec: Mapping[str, Any], *, vocab: Any, length: int) -> vlm.VLM:
   fusion = None
   if "fusion" in towers:
     sizes = shared | dict(num_heads=text.num_heads, mlp_dim=text.mlp_dim)
+    sizes["image_width"] = image.width
     fusion = component("models.fusion", towers["fusion"], "model.fusion", given=sizes)
   schema.check_fields(
     vlm.VLM, spec, "model", given=dict(image=image, text=text, fusion=fusion)

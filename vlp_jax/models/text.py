@@ -23,7 +23,8 @@ class Encoder(nn.Module):
 
   Attributes:
     vocab: the tokenizer's vocabulary, handed in by `build`; its size is the table's.
-    width, depth, num_heads, mlp_dim: sizes of the stack.
+    width, depth, num_heads, mlp_dim: sizes of the stack. Depth 0 only embeds the
+      words, for a fusion whose layers do the rest.
     length: rows of the position table, at least the tokenizer's length.
     types: rows of the token-type table, of which row 0 is used (BERT has 2); 0: none.
     norm: "post" with a norm on the embeddings (BERT) or "pre" with one at the end.
@@ -57,9 +58,11 @@ class Encoder(nn.Module):
     self.position = embed.Embed(self.length, width, axis="pos")
     if self.types:
       self.type = embed.Embed(self.types, width, axis="pos")
-    self.outer_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm")
+    if self.depth or self.norm == "post":
+      self.outer_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm")
     self.drop = nn.Dropout(self.dropout)
-    self.blocks = block.stack(self)
+    if self.depth:
+      self.blocks = block.stack(self)
     if self.pool == "map":
       self.pooler = pool_lib.MapPool(
         self.num_heads, self.mlp_dim, self.norm_eps, self.dtype, name="map_pool"
@@ -86,8 +89,9 @@ class Encoder(nn.Module):
     x = self.outer_norm(x) if self.norm == "post" else x
     x = self.drop(x, deterministic=not train)
     seen = mask_lib.attention(mask, attention or self.attention, prefix_B=prefix)
-    x = block.run(self, x, seen, train=train)
-    x = self.outer_norm(x) if self.norm == "pre" else x
+    if self.depth:
+      x = block.run(self, x, seen, train=train)
+      x = self.outer_norm(x) if self.norm == "pre" else x
     return tokens_lib.Tokens(x.astype(self.dtype), mask)
 
   def word_logits(self, x: jax.Array) -> jax.Array:

@@ -32,7 +32,7 @@ class VLM(nn.Module):
     image: encoder of images; type "vit" is `models/vit.py`.
     text: encoder of text; type "text" is `models/text.py`.
     fusion: stack that joins them, one of `models/fusion/`; None for a dual encoder.
-    embed_dim: E, of the shared contrastive space.
+    embed_dim: E, of the shared contrastive space; None: there is none, nor a temperature.
     scale: the parameter behind the temperature: "temp" is the temperature itself
       (ALBEF), "log_scale" the logarithm of its inverse (CLIP). `optim.bounds` clamps.
     temperature: its first value.
@@ -43,7 +43,7 @@ class VLM(nn.Module):
   image: Any
   text: Any
   fusion: Any = None
-  embed_dim: int = 256
+  embed_dim: int | None = 256
   scale: Literal["temp", "log_scale"] = "temp"
   temperature: float = 0.07
   project_bias: bool = True
@@ -55,6 +55,9 @@ class VLM(nn.Module):
   dtype: str = "float32"
 
   def setup(self):
+    if self.embed_dim is None:
+      return
+
     def project(width, name):
       return linear.Linear(
         "BD,DE->BE",
@@ -90,18 +93,62 @@ class VLM(nn.Module):
     train: bool = False,
   ) -> tokens_lib.Tokens:
     """ids int32 [B, L], mask bool [B, L], false at padding."""
-    return self.text(ids, mask, attention=attention, train=train)
+    tokens = self.text(ids, mask, attention=attention, train=train)
+    if self.fusion is None or not self.fusion.encodes_text:
+      return tokens
+    seen = attention or "bidirectional"
+    return self.fusion(None, tokens, attention=seen, train=train)
 
-  def embed_image(self, tokens: tokens_lib.Tokens) -> jax.Array:
-    """float32 [B, E] of unit norm."""
+  def words(
+    self,
+    ids: jax.Array,
+    mask: jax.Array,
+    encoded: tokens_lib.Tokens | None = None,
+    attention: mask_lib.Attention | None = None,
+    *,
+    train: bool = False,
+  ) -> tokens_lib.Tokens:
+    """The text Tokens that `fuse` takes.
+
+    They are the encoded text, or embedded words where the fusion's layers encode the
+    text as well. There the first id tells the layers what they are for, where the
+    vocabulary has such ids: BLIP's [ENC] to read with the image, [DEC] to write.
+
+    Args:
+      ids, mask: int32 and bool [B, L].
+      encoded: what `encode_text` made of them, which is then not made again.
+      attention: as of `encode_text`.
+      train: drops out.
+    """
+    if self.fusion is not None and self.fusion.encodes_text:
+      vocab = self.text.vocab
+      first = vocab.dec if attention == "causal" else vocab.enc
+      if first is not None:
+        ids = ids.at[:, 0].set(first)
+      return self.text(ids, mask, train=train)
+    if encoded is not None:
+      return encoded
+    return self.encode_text(ids, mask, attention=attention, train=train)
+
+  def embed_image(self, tokens: tokens_lib.Tokens) -> jax.Array | None:
+    """float32 [B, E] of unit norm; None where there is no contrastive space."""
+    if self.embed_dim is None:
+      return None
     return contrastive.normalize(self.image_project(self.image.pooled(tokens)))
 
-  def embed_text(self, tokens: tokens_lib.Tokens) -> jax.Array:
-    """float32 [B, E] of unit norm."""
+  def embed_text(self, tokens: tokens_lib.Tokens) -> jax.Array | None:
+    """float32 [B, E] of unit norm; None where there is no contrastive space."""
+    if self.embed_dim is None:
+      return None
     return contrastive.normalize(self.text_project(self.text.pooled(tokens)))
 
   def inverse_temperature(self) -> jax.Array:
     """float32 []: what similarities are multiplied by."""
+    if self.embed_dim is None:
+      raise ValueError(
+        "this objective contrasts image and text, but model.embed_dim=None: say the"
+        " width of the space, e.g. 256."
+      )
     if self.scale == "log_scale":
       return jnp.exp(self.scale_param)
     return 1.0 / self.scale_param

@@ -73,7 +73,7 @@ class Objective(nn.Module):
 
   def pairs(self, enc, image_of_text, text_of_image):
     """Tokens of 3 B images and texts: pairs, texts' negatives, images' negatives."""
-    image, text = enc.image, enc.text
+    image, text = enc.image, enc.words
     images = _stack(image, _take(image, image_of_text), image)
     return images, _stack(text, text, _take(text, text_of_image))
 
