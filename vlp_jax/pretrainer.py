@@ -18,14 +18,15 @@ from vlp_jax.ops import reduce
 class Encoded:
   """What all objectives share of a batch: made once, with gradient.
 
-  image, text: Tokens of the two encoders. zimg, ztxt: float32 [B, E], unit norm.
+  image, text: Tokens of the two encoders. zimg, ztxt: float32 [B, E], unit norm; None
+  where the model has no contrastive space.
   step: int32 [], for ramps.
   """
 
   image: tokens_lib.Tokens
   text: tokens_lib.Tokens
-  zimg: jax.Array
-  ztxt: jax.Array
+  zimg: jax.Array | None
+  ztxt: jax.Array | None
   step: jax.Array
 
 

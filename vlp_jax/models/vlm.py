@@ -32,7 +32,9 @@ class VLM(nn.Module):
     image: encoder of images; type "vit" is `models/vit.py`.
     text: encoder of text; type "text" is `models/text.py`.
     fusion: stack that joins them, one of `models/fusion/`; None for a dual encoder.
-    embed_dim: E, of the shared contrastive space.
+    decoder: text encoder that is read as a decoder: causal, every layer attends to what
+      it is given; for objectives that write text (VQA). None: there is none.
+    embed_dim: E, of the shared contrastive space; None: there is none, nor a temperature.
     scale: the parameter behind the temperature: "temp" is the temperature itself
       (ALBEF), "log_scale" the logarithm of its inverse (CLIP). `optim.bounds` clamps.
     temperature: its first value.
@@ -43,7 +45,8 @@ class VLM(nn.Module):
   image: Any
   text: Any
   fusion: Any = None
-  embed_dim: int = 256
+  decoder: Any = None
+  embed_dim: int | None = 256
   scale: Literal["temp", "log_scale"] = "temp"
   temperature: float = 0.07
   project_bias: bool = True
@@ -55,6 +58,9 @@ class VLM(nn.Module):
   dtype: str = "float32"
 
   def setup(self):
+    if self.embed_dim is None:
+      return
+
     def project(width, name):
       return linear.Linear(
         "BD,DE->BE",
@@ -92,35 +98,64 @@ class VLM(nn.Module):
     """ids int32 [B, L], mask bool [B, L], false at padding."""
     return self.text(ids, mask, attention=attention, train=train)
 
-  def embed_image(self, tokens: tokens_lib.Tokens) -> jax.Array:
-    """float32 [B, E] of unit norm."""
+  def embed_image(self, tokens: tokens_lib.Tokens) -> jax.Array | None:
+    """float32 [B, E] of unit norm; None where there is no contrastive space."""
+    if self.embed_dim is None:
+      return None
     return contrastive.normalize(self.image_project(self.image.pooled(tokens)))
 
-  def embed_text(self, tokens: tokens_lib.Tokens) -> jax.Array:
-    """float32 [B, E] of unit norm."""
+  def embed_text(self, tokens: tokens_lib.Tokens) -> jax.Array | None:
+    """float32 [B, E] of unit norm; None where there is no contrastive space."""
+    if self.embed_dim is None:
+      return None
     return contrastive.normalize(self.text_project(self.text.pooled(tokens)))
 
   def inverse_temperature(self) -> jax.Array:
     """float32 []: what similarities are multiplied by."""
+    if self.embed_dim is None:
+      raise ValueError(
+        "this objective contrasts image and text, but model.embed_dim=None: say the"
+        " width of the space, e.g. 256."
+      )
     if self.scale == "log_scale":
       return jnp.exp(self.scale_param)
     return 1.0 / self.scale_param
 
   def fuse(
     self,
-    image: tokens_lib.Tokens,
+    image: Any,
     text: tokens_lib.Tokens,
     *,
     attention: mask_lib.Attention = "bidirectional",
     train: bool = False,
   ) -> tokens_lib.Tokens:
-    """Tokens of text that has seen the image: [B, L, D]."""
+    """Tokens of text that has seen the image (Tokens, or what the fusion takes)."""
     if self.fusion is None:
       raise ValueError(
         "this objective fuses image and text, but model.fusion is not set:"
         ' say e.g. model.fusion=dict(type="cross_attention", depth=6).'
       )
     return self.fusion(image, text, attention=attention, train=train)
+
+  def decode(
+    self,
+    ids: jax.Array,
+    mask: jax.Array,
+    memory: tokens_lib.Tokens,
+    *,
+    train: bool = False,
+  ) -> tokens_lib.Tokens:
+    """Tokens [B, T, D] of ids int32 [B, T] read from the left, each given `memory`."""
+    if self.decoder is None:
+      raise ValueError(
+        "this objective writes text, but model.decoder is not set: say e.g."
+        ' model.decoder=dict(type="text", depth=6).'
+      )
+    return self.decoder(ids, mask, attention="causal", memory=memory, train=train)
+
+  def decoded_logits(self, x: jax.Array) -> jax.Array:
+    """[..., D] -> float32 [..., V], tied to the decoder's word table."""
+    return self.decoder.word_logits(x)
 
   def word_logits(self, x: jax.Array) -> jax.Array:
     """[..., D] -> float32 [..., V], tied to the text encoder's word table."""

@@ -115,21 +115,22 @@ def drop_paths(module: nn.Module, y: jax.Array, rate, *, train: bool) -> jax.Arr
   return jnp.where(keep, y / (1.0 - rate), 0.0).astype(y.dtype)
 
 
-def stack(module: nn.Module) -> nn.Module:
-  """The scanned blocks of a tower: one `Block` whose parameters have an axis "layers".
+def stack(module: nn.Module, layer: type[nn.Module] = Block) -> nn.Module:
+  """The scanned blocks of a tower: one layer whose parameters have an axis "layers".
 
-  For use in the tower's `setup`. Reads the tower's fields: those of `Block`, and
+  For use in the tower's `setup`. `layer` is called as `Block` is. Reads the tower's
+  fields: those of the layer, and
     depth: number of layers.
     drop_path: chance of dropping the last layer's branches; grows linearly from 0.
     remat: what the backward pass keeps: "none" keeps all, "full" recomputes all,
       "dots" keeps matrix products, "dots_no_batch" those without a batch axis.
     unroll: layers per turn of the scan; more is faster to run, slower to compile.
   """
-  block = Block
+  block = layer
   if module.remat != "none":
     # 0 is the module itself, 6 is `train`.
     block = nn.remat(
-      Block, prevent_cse=False, static_argnums=(6,), policy=REMAT[module.remat]
+      layer, prevent_cse=False, static_argnums=(6,), policy=REMAT[module.remat]
     )
   scanned = nn.scan(
     block,
@@ -140,24 +141,27 @@ def stack(module: nn.Module) -> nn.Module:
     unroll=min(module.unroll, module.depth),
     metadata_params={nn.PARTITION_NAME: "layers"},
   )
-  return scanned(**common_fields(module, Block))
+  return scanned(**common_fields(module, layer))
 
 
 def run(
   module: nn.Module,
   x: jax.Array,
   mask: jax.Array | None = None,
-  memory: jax.Array | None = None,
-  memory_mask: jax.Array | None = None,
+  memory: Any = None,
+  memory_mask: Any = None,
   *,
   train: bool = False,
 ) -> jax.Array:
-  """Runs `module.blocks`, made by `stack`, over x [B, L, D]."""
+  """Runs `module.blocks`, made by `stack`, over x [B, L, D].
+
+  memory [B, S, D'] and its mask are as the layer wants them: one, or a tree of arrays.
+  """
   rates = None
   if module.drop_path:
     rates = jnp.linspace(0.0, module.drop_path, module.depth)
   x = x.astype(module.dtype)
-  memory = None if memory is None else memory.astype(module.dtype)
+  memory = jax.tree.map(lambda m: m.astype(module.dtype), memory)
   x, _ = module.blocks(x, rates, mask, memory, memory_mask, train)
   return x
 
