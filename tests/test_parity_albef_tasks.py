@@ -1,8 +1,8 @@
 """Against the official PyTorch code of ALBEF's downstream tasks.
 
-tests/reference/albef_*: what salesforce/ALBEF (commit b9727e4) models/model_retrieval.py,
-model_ve.py, model_nlvr.py and model_vqa.py compute from small checkpoints of the
-official layout. Tolerance as in test_parity_albef.py.
+tests/reference/albef_*: what salesforce/ALBEF (commit b9727e4) computes from small
+checkpoints of the official layout: models/model_retrieval.py, model_ve.py,
+model_nlvr.py and model_vqa.py. Tolerance as in test_parity_albef.py.
 """
 
 import dataclasses
@@ -292,8 +292,8 @@ def test_retrieval_evaluation(fine_tuned):
   # Beyond the candidates that were re-ranked all are tied, and the official sort is not
   # stable: where its numbers hang on that, they lie between the best and worst order.
   owner = inputs["eval_txt2img"]
-  right = owner[None] == np.arange(len(i2t))[:, None]
-  for name, score, right in (("txt", i2t, right), ("img", t2i, right.T)):
+  owned = owner[None] == np.arange(len(i2t))[:, None]
+  for name, score, right in (("txt", i2t, owned), ("img", t2i, owned.T)):
     ours = np.where(right, score, -np.inf).max(axis=1, keepdims=True)
     before = (score > ours).sum(axis=1)
     tied = ((score == ours) & ~right).sum(axis=1)

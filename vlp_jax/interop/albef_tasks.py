@@ -1,8 +1,8 @@
 """Official ALBEF checkpoints of downstream tasks (salesforce/ALBEF, models/model_*.py).
 
-Retrieval keeps what ITC and ITM have; entailment (ve) and NLVR2 have a classifier, VQA a
-decoder. BERT has no prefix `bert.` there, and no head for masked words. The task is
-found from the names. The tree of each is what the configs of configs/finetune make.
+Retrieval keeps what ITC and ITM have; entailment (ve) and NLVR2 have a classifier, VQA
+has a decoder. BERT has no prefix `bert.` there, and no head for masked words. The task
+is found from the names. The tree of each is what the configs of configs/finetune make.
 """
 
 from collections.abc import Mapping, Sequence
@@ -113,7 +113,7 @@ def init(
   skip: Sequence[str] = (),
   fresh: Sequence[str] = (),
 ) -> dict[str, Any]:
-  """Parameters of a model from a file of the same task; arguments as of `albef.init`."""
+  """Parameters of a model from a file of its task; arguments as of `albef.init`."""
   task, depths, sizes = _sizes(abstract_params)
   momentum = (r"\w+_m\..*", r"(image|text|idx)_queue", "queue_ptr")
   return rules.from_theirs(

@@ -27,8 +27,9 @@ class Rule:
   """Some tensors of theirs <-> some leaves of ours.
 
   Attributes:
-    theirs: name of their tensor, `{i}` for the layer, `{i+1}` for the next. Several names are copies of one
-      tensor (tied weights): a file has one or more, which must agree; all are written.
+    theirs: name of their tensor, `{i}` for the layer, `{i+1}` for the next. Several
+      names are copies of one tensor (tied weights): a file has one or more, which must
+      agree; all are written.
     ours: path of our leaf. Several paths share out the leading axis of the right side
       (fused query, key and value).
     axes: "left -> right", an axis being a letter, a number, or several in parentheses

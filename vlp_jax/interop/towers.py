@@ -14,7 +14,6 @@ import numpy as np
 from vlp_jax.interop import rules
 from vlp_jax.ops import posembed
 
-
 HEAD_DIM = 64  # of ViT-S, B and L, BERT, RoBERTa
 
 
@@ -30,8 +29,8 @@ def heads(tensors: Mapping[str, Any], norm: str, given: int | None, option: str)
   (width,) = tensors[norm].shape
   if width % HEAD_DIM:
     raise ValueError(
-      f"{norm} is of width {width}, which is not of heads of {HEAD_DIM}; no tensor tells"
-      f" how many there are: say {option}=…"
+      f"{norm} is of width {width}, not a multiple of {HEAD_DIM}; no tensor tells how"
+      f" many heads there are: say {option}=…"
     )
   return width // HEAD_DIM
 

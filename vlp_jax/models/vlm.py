@@ -34,7 +34,8 @@ class VLM(nn.Module):
     fusion: stack that joins them, one of `models/fusion/`; None for a dual encoder.
     decoder: text encoder that is read as a decoder: causal, every layer attends to what
       it is given; for objectives that write text (VQA). None: there is none.
-    embed_dim: E, of the shared contrastive space; None: there is none, nor a temperature.
+    embed_dim: E, of the shared contrastive space; None: there is none, and no
+      temperature.
     scale: the parameter behind the temperature: "temp" is the temperature itself
       (ALBEF), "log_scale" the logarithm of its inverse (CLIP). `optim.bounds` clamps.
     temperature: its first value.

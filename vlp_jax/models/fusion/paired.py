@@ -77,6 +77,9 @@ class Fusion(nn.Module):
   unroll: int = 1
   dtype: str = "float32"
 
+  # The text comes encoded.
+  encodes_text = False
+
   def setup(self):
     self.blocks = block.stack(self, Pair)
     if self.norm == "pre":
