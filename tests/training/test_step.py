@@ -104,9 +104,7 @@ def test_a_stream_keeps_its_draws_when_another_one_is_added(monkeypatch):
 def test_a_fresh_teacher_is_its_model():
   module, batch = tiny.albef(depth=1), tiny.batch(BATCH)
   shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
-  mesh = sharding_lib.make_mesh(
-    sharding_lib.Sharding(mesh={"data": 1}), jax.devices()[:1]
-  )
+  mesh = sharding_lib.make_mesh(sharding_lib.Sharding(mesh={"data": 1}), jax.devices()[:1])
   tx, _ = optim_lib.make(
     optim_lib.Optim(), step_lib.abstract_params(module, shapes), total_steps=10
   )

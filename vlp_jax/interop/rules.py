@@ -27,8 +27,9 @@ class Rule:
   """Some tensors of theirs <-> some leaves of ours.
 
   Attributes:
-    theirs: name of their tensor, `{i}` for the layer. Several names are copies of one
-      tensor (tied weights): a file has one or more, which must agree; all are written.
+    theirs: name of their tensor, `{i}` for the layer, `{i+1}` for the next. Several
+      names are copies of one tensor (tied weights): a file has one or more, which must
+      agree; all are written.
     ours: path of our leaf. Several paths share out the leading axis of the right side
       (fused query, key and value).
     axes: "left -> right", an axis being a letter, a number, or several in parentheses
@@ -218,7 +219,7 @@ def _their_names(rule, layer=None):
     return (rule.theirs,)
   layers = [layer] if layer is not None or rule.layers is None else rule.layers
   return tuple(
-    name if i is None else name.replace("{i}", str(i))
+    name if i is None else name.replace("{i}", str(i)).replace("{i+1}", str(i + 1))
     for i in layers
     for name in _tuple(rule.theirs)
   )

@@ -5,10 +5,48 @@ W width, G mlp, M heads, h head_dim, L tokens, p q patch. Text: D width, F mlp, 
 H head_dim, T positions, K types, V words.
 """
 
+from collections.abc import Iterable, Mapping
+import re
+from typing import Any
+
 import numpy as np
 
 from vlp_jax.interop import rules
 from vlp_jax.ops import posembed
+
+HEAD_DIM = 64  # of ViT-S, B and L, BERT, RoBERTa
+
+
+def heads(tensors: Mapping[str, Any], norm: str, given: int | None, option: str) -> int:
+  """How many heads a tower has: what is given, or heads of 64.
+
+  Args:
+    tensors: name to array. norm: name of one that is as long as the tower is wide.
+    given: None: not said. option: how it is said, for the message.
+  """
+  if given is not None or norm not in tensors:
+    return given or 1  # Without its tensors the tower is missing, which is told.
+  (width,) = tensors[norm].shape
+  if width % HEAD_DIM:
+    raise ValueError(
+      f"{norm} is of width {width}, not a multiple of {HEAD_DIM}; no tensor tells how"
+      f" many heads there are: say {option}=…"
+    )
+  return width // HEAD_DIM
+
+
+def depth(names: Iterable[str], layer: str, what: str) -> int:
+  """One more than the highest `{i}` of `layer`, a prefix of names.
+
+  Raises:
+    ValueError: there is none; `what` says of the file what it is not.
+  """
+  before, after = (re.escape(part) for part in layer.split("{i}"))
+  found = [re.match(rf"{before}(\d+){after}", name) for name in names]
+  numbers = [int(match[1]) for match in found if match]
+  if not numbers:
+    raise ValueError(f"{what}: it has no tensor {layer.format(i=0)}…")
+  return 1 + max(numbers)
 
 
 def linear_rules(
@@ -84,19 +122,32 @@ def bert_embedding_rules(theirs: str, ours: str) -> rules.Table:
 
 
 def bert_layer_rules(
-  theirs: str, ours: str, layers: range, *, cross: bool = False
+  theirs: str,
+  ours: str,
+  layers: range,
+  *,
+  cross: bool = False,
+  memory: str = "W",
+  shared: bool = False,
 ) -> rules.Table:
-  """Layers of BERT, with cross-attention to the image (sizes D F N H, and W)."""
-  layer = f"{theirs}{{i}}."
+  """Layers of BERT, with cross-attention to the image (sizes D F N H, and W).
+
+  Args:
+    theirs, ours, layers: as of all rules; `theirs` may hold the layer, `{i}`.
+    cross: with cross-attention, to tokens of the width `memory`.
+    shared: keys and values of the cross-attention have rules of their own.
+  """
+  layer = theirs if "{i" in theirs else f"{theirs}{{i}}."
   table = [
-    *_bert_attention(f"{layer}attention.", f"{ours}/attn", "D", layers),
+    *_bert_attention(f"{layer}attention.", f"{ours}/attn", "D", layers, _QKV),
     *norm_rules(
       f"{layer}attention.output.LayerNorm.", f"{ours}/norm_attn", "D", layers
     ),
   ]
   if cross:
     theirs = f"{layer}crossattention."
-    table += _bert_attention(theirs, f"{ours}/cross", "W", layers)
+    names = ("query",) if shared else _QKV
+    table += _bert_attention(theirs, f"{ours}/cross", memory, layers, names)
     table += norm_rules(f"{theirs}output.LayerNorm.", f"{ours}/norm_cross", "D", layers)
   return [
     *table,
@@ -106,10 +157,11 @@ def bert_layer_rules(
   ]
 
 
-def _bert_attention(theirs, ours, memory, layers):
+def _bert_attention(theirs, ours, memory, layers, names):
   """Keys and values are of `memory`'s width."""
   table = []
-  for name, width in (("query", "D"), ("key", memory), ("value", memory)):
+  for name in names:
+    width = "D" if name == "query" else memory
     weight, bias = f"{theirs}self.{name}.weight", f"{theirs}self.{name}.bias"
     split = f"(N H) {width} -> {width} N H"
     table += [
@@ -137,6 +189,7 @@ def bert_mlm_rules(theirs: str, ours: str) -> rules.Table:
 
 
 _KB = ("kernel", "bias")
+_QKV = ("query", "key", "value")
 
 
 def _resize(table, shape):

@@ -29,6 +29,8 @@ class Encoder(nn.Module):
     types: rows of the token-type table, of which row 0 is used (BERT has 2); 0: none.
     norm: "post" with a norm on the embeddings (BERT) or "pre" with one at the end.
     attention: which tokens see which, where the caller does not say.
+    first_position: row of the position table that the first token has. RoBERTa's is 2,
+      pad + 1: there a padded token has the row before, and counts for no position.
   """
 
   vocab: Any
@@ -40,6 +42,7 @@ class Encoder(nn.Module):
   types: int = 2
   pool: pool_lib.Kind = "first"
   attention: mask_lib.Attention = "bidirectional"
+  first_position: int = 0
   norm: block.Norm = "post"
   norm_eps: float = 1e-12
   act: block.Activation = "gelu"
@@ -75,24 +78,46 @@ class Encoder(nn.Module):
     *,
     attention: mask_lib.Attention | None = None,
     prefix: jax.Array | None = None,
+    types: jax.Array | None = None,
+    memory: tokens_lib.Tokens | None = None,
     train: bool = False,
   ) -> tokens_lib.Tokens:
-    """ids int32 [B, L], mask bool [B, L]; prefix int32 [B] for attention="prefix"."""
-    if ids.shape[1] > self.length:
+    """Encodes ids; with a memory, every layer attends to it (a decoder's).
+
+    Args:
+      ids: int32 [B, L]. mask: bool [B, L].
+      attention: None: the module's own.
+      prefix: int32 [B] for attention="prefix".
+      types: int32 [B, L], rows of the token-type table; None: all 0.
+      memory: Tokens of x [B, S, D'].
+      train: drops out.
+    """
+    if self.first_position + ids.shape[1] > self.length:
       raise ValueError(
         f"text of {ids.shape[1]} tokens, but model.text.length={self.length}: raise it"
-        " to the tokenizer's length."
+        f" to the tokenizer's length (and {self.first_position} more)."
       )
-    x = self.word(ids) + self.position(jnp.arange(ids.shape[1]))
+    x = self.word(ids) + self.position(self._positions(mask))
     if self.types:
-      x = x + self.type(jnp.zeros((), jnp.int32))
+      x = x + self.type(jnp.zeros((), jnp.int32) if types is None else types)
     x = self.outer_norm(x) if self.norm == "post" else x
     x = self.drop(x, deterministic=not train)
     seen = mask_lib.attention(mask, attention or self.attention, prefix_B=prefix)
+    other = other_seen = None
+    if memory is not None:
+      other = memory.x
+      other_seen = mask_lib.attention(memory.mask, "bidirectional")
     if self.depth:
-      x = block.run(self, x, seen, train=train)
+      x = block.run(self, x, seen, other, other_seen, train=train)
       x = self.outer_norm(x) if self.norm == "pre" else x
     return tokens_lib.Tokens(x.astype(self.dtype), mask)
+
+  def _positions(self, mask):
+    """int32 [L] or [B, L], rows of the position table."""
+    if not self.first_position:
+      return jnp.arange(mask.shape[1])
+    # transformers' create_position_ids_from_input_ids: only real tokens are counted.
+    return jnp.cumsum(mask, axis=1) * mask + self.first_position - 1
 
   def word_logits(self, x: jax.Array) -> jax.Array:
     """x [..., D] -> float32 [..., V], by the table of word embeddings."""

@@ -32,7 +32,10 @@ class VLM(nn.Module):
     image: encoder of images; type "vit" is `models/vit.py`.
     text: encoder of text; type "text" is `models/text.py`.
     fusion: stack that joins them, one of `models/fusion/`; None for a dual encoder.
-    embed_dim: E, of the shared contrastive space; None: there is none, nor a temperature.
+    decoder: text encoder that is read as a decoder: causal, every layer attends to what
+      it is given; for objectives that write text (VQA). None: there is none.
+    embed_dim: E, of the shared contrastive space; None: there is none, and no
+      temperature.
     scale: the parameter behind the temperature: "temp" is the temperature itself
       (ALBEF), "log_scale" the logarithm of its inverse (CLIP). `optim.bounds` clamps.
     temperature: its first value.
@@ -43,6 +46,7 @@ class VLM(nn.Module):
   image: Any
   text: Any
   fusion: Any = None
+  decoder: Any = None
   embed_dim: int | None = 256
   scale: Literal["temp", "log_scale"] = "temp"
   temperature: float = 0.07
@@ -155,19 +159,39 @@ class VLM(nn.Module):
 
   def fuse(
     self,
-    image: tokens_lib.Tokens,
+    image: Any,
     text: tokens_lib.Tokens,
     *,
     attention: mask_lib.Attention = "bidirectional",
     train: bool = False,
   ) -> tokens_lib.Tokens:
-    """Tokens of text that has seen the image: [B, L, D]."""
+    """Tokens of text that has seen the image (Tokens, or what the fusion takes)."""
     if self.fusion is None:
       raise ValueError(
         "this objective fuses image and text, but model.fusion is not set:"
         ' say e.g. model.fusion=dict(type="cross_attention", depth=6).'
       )
     return self.fusion(image, text, attention=attention, train=train)
+
+  def decode(
+    self,
+    ids: jax.Array,
+    mask: jax.Array,
+    memory: tokens_lib.Tokens,
+    *,
+    train: bool = False,
+  ) -> tokens_lib.Tokens:
+    """Tokens [B, T, D] of ids int32 [B, T] read from the left, each given `memory`."""
+    if self.decoder is None:
+      raise ValueError(
+        "this objective writes text, but model.decoder is not set: say e.g."
+        ' model.decoder=dict(type="text", depth=6).'
+      )
+    return self.decoder(ids, mask, attention="causal", memory=memory, train=train)
+
+  def decoded_logits(self, x: jax.Array) -> jax.Array:
+    """[..., D] -> float32 [..., V], tied to the decoder's word table."""
+    return self.decoder.word_logits(x)
 
   def word_logits(self, x: jax.Array) -> jax.Array:
     """[..., D] -> float32 [..., V], tied to the text encoder's word table."""

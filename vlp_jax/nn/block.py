@@ -189,17 +189,20 @@ def run(
   module: nn.Module,
   x: jax.Array,
   mask: jax.Array | None = None,
-  memory: jax.Array | None = None,
-  memory_mask: jax.Array | None = None,
+  memory: Any = None,
+  memory_mask: Any = None,
   *,
   train: bool = False,
 ) -> jax.Array:
-  """Runs `module.blocks`, made by `stack`, over x [B, L, D]."""
+  """Runs `module.blocks`, made by `stack`, over x [B, L, D].
+
+  memory [B, S, D'] and its mask are as the layer wants them: one, or a tree of arrays.
+  """
   rates = None
   if module.drop_path:
     rates = jnp.linspace(0.0, module.drop_path, module.depth)
   x = x.astype(module.dtype)
-  memory = None if memory is None else memory.astype(module.dtype)
+  memory = jax.tree.map(lambda m: m.astype(module.dtype), memory)
   x, _ = module.blocks(x, rates, mask, memory, memory_mask, train)
   return x
 

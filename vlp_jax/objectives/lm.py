@@ -1,9 +1,9 @@
 """Captioning: each next word of the text, given the image and the words before it.
 
 BLIP (Li 2022, https://arxiv.org/abs/2201.12086, section 3.2; official models/med.py
-BertLMHeadModel), CoCa (Yu 2022, https://arxiv.org/abs/2205.01917, equation 4; open_clip's
-CoCaLoss), CapPa (Tschannen 2023, https://arxiv.org/abs/2306.07915, section 3: a share of
-the captions is predicted in parallel, from the image and nothing else).
+BertLMHeadModel), CoCa (Yu 2022, https://arxiv.org/abs/2205.01917, equation 4; CoCaLoss
+of open_clip), CapPa (Tschannen 2023, https://arxiv.org/abs/2306.07915, section 3: a
+share of the captions is predicted in parallel, from the image and nothing else).
 
 Shape letters: B batch, L length, T = L - 1 predicted positions, D width, V vocabulary,
 K beams.
@@ -137,8 +137,8 @@ class Objective(nn.Module):
 
     Args:
       model: the VLM. image: Tokens of B images.
-      start: int32 [B, P], what each text begins with: [CLS] (which stands for [DEC] where
-        the vocabulary has one) and the prompt.
+      start: int32 [B, P], what each text begins with: [CLS] (or [DEC], which takes its
+        place where the vocabulary has one) and the prompt.
       settings: greedy or beam search, and how.
 
     Returns:

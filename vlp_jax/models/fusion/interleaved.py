@@ -3,8 +3,8 @@
 Without an image it encodes text; with one, each layer attends to the image between its
 self-attention and its MLP; read from the left it writes text. All roles share all but
 the self-attention of the one that writes. BLIP, section 3.1 of
-https://arxiv.org/abs/2201.12086, official models/med.py and `tie_encoder_decoder_weights`
-of models/blip_pretrain.py.
+https://arxiv.org/abs/2201.12086, official models/med.py, and models/blip_pretrain.py
+`tie_encoder_decoder_weights`.
 
 Shape letters: B batch, L text length, S image tokens, D width.
 """
@@ -105,6 +105,10 @@ class Fusion(nn.Module):
 
   # The text is encoded by these layers too, and comes as embedded words.
   encodes_text = True
+
+  def widths(self, text_width: int) -> tuple[int, int]:
+    """(of the fused tokens, of the first of them, which stands for the pair)."""
+    return text_width, text_width
 
   def setup(self):
     unknown = set(self.reads) - set(SELF)
