@@ -120,7 +120,8 @@ class VLM(nn.Module):
 
     Args:
       ids, mask: int32 and bool [B, L].
-      encoded: what `encode_text` made of them, which is then not made again.
+      encoded: what `encode_text` made of them with the encoder's own attention; where
+        that is wanted, it is not made again.
       attention: as of `encode_text`.
       train: drops out.
     """
@@ -130,7 +131,8 @@ class VLM(nn.Module):
       if first is not None:
         ids = ids.at[:, 0].set(first)
       return self.text(ids, mask, train=train)
-    if encoded is not None:
+    own = self.text.attention
+    if encoded is not None and (attention is None or str(attention) == own):
       return encoded
     return self.encode_text(ids, mask, attention=attention, train=train)
 

@@ -88,12 +88,8 @@ class Objective(nn.Module):
 
 
 def _take(tokens, rows):
-  mask = None if tokens.mask is None else tokens.mask[rows]
-  return tokens.replace(x=tokens.x[rows], mask=mask)
+  return jax.tree.map(lambda x: x[rows], tokens)
 
 
 def _stack(*parts):
-  mask = None
-  if parts[0].mask is not None:
-    mask = jnp.concatenate([part.mask for part in parts])
-  return parts[0].replace(x=jnp.concatenate([part.x for part in parts]), mask=mask)
+  return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)

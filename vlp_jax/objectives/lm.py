@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 
 from vlp_jax.models import tokens as tokens_lib
-from vlp_jax.nn import ask
 from vlp_jax.nn import axes
 from vlp_jax.nn import block
 from vlp_jax.nn import linear
@@ -77,13 +76,15 @@ class Objective(nn.Module):
 
   def __call__(self, model, enc, batch, *, teacher=None, train=False):
     ids, mask = batch["text"], batch["text_mask"]
-    given, seen, attention = ids[:, :-1], mask[:, :-1], "causal"
     if self.parallel and train:
       rows = jax.random.uniform(self.make_rng("mask"), ids.shape[:1]) < self.parallel
-      given, seen, attention = self.blank(given, rows)
-    logits = self.logits(
-      model, enc.image, given, seen, attention=attention, train=train
-    )
+      given, seen, attention = self.blank(ids[:, :-1], rows)
+      logits = self.logits(
+        model, enc.image, given, seen, attention=attention, train=train
+      )
+    else:
+      logits = self.logits(model, enc.image, ids, mask, encoded=enc.text, train=train)
+      logits = logits[:, :-1]
     losses, right, counted = self.losses(logits, ids, mask)
     return reduce.Mean.of(losses, counted), {"accuracy": reduce.Mean.of(right, counted)}
 
@@ -112,10 +113,15 @@ class Objective(nn.Module):
       losses = (1.0 - self.smoothing) * losses + self.smoothing * spread
     return losses, jnp.argmax(logits, axis=-1) == labels, counted
 
-  def logits(self, model, image, ids, mask, *, attention="causal", train=False):
-    """float32 [B, L, V]: at each position, of the word after it."""
-    call = ask.Live(train)
-    text = call(model, "words", ids, mask, None, attention)
+  def logits(
+    self, model, image, ids, mask, *, encoded=None, attention="causal", train=False
+  ):
+    """float32 [B, L, V]: at each position, of the word after it.
+
+    encoded: the ids as the text encoder has encoded them, which serves where it reads
+    from the left itself (CoCa).
+    """
+    text = model.words(ids, mask, encoded, attention, train=train)
     x = model.fuse(image, text, attention=attention, train=train).x
     return self.head(model, x)
 
