@@ -27,3 +27,12 @@ def size(name, **fields):
     raise ValueError(f"no size {name!r}; there are {', '.join(SIZES)}")
   width, depth, heads, mlp = SIZES[name]
   return dict(width=width, depth=depth, num_heads=heads, mlp_dim=mlp) | fields
+
+
+def on_scenes(config, res):
+  """The config with rendered scenes as its data, and a vocabulary made of theirs."""
+  length = config.tokenizer.length
+  recipe = dict(vocab_size=256, model_type="bpe")
+  config.tokenizer = dict(type="sentencepiece", length=length, train=recipe)
+  config.data.source = dict(type="scenes", split="train", size=300, res=res)
+  return config

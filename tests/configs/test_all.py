@@ -47,7 +47,10 @@ def stand_in(config):
   """(vocabulary, length) of the tokenizer that the config names."""
   recipe = config.tokenizer.get("train") or {}
   size = recipe.get("vocab_size", BERT)
-  vocab = vocab_lib.Vocab(size=size, pad=0, unk=1, cls=2, sep=3, mask=4)
+  roles = {}
+  if config.tokenizer.get("roles"):
+    roles, size = {"dec": size, "enc": size + 1}, size + 2
+  vocab = vocab_lib.Vocab(size=size, pad=0, unk=1, cls=2, sep=3, mask=4, **roles)
   return vocab, config.tokenizer["length"]
 
 

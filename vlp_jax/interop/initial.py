@@ -23,4 +23,4 @@ def load(spec: Mapping[str, Any], params: Any) -> Any:
   return module.init(params, **spec)
 
 
-FORMATS = ("albef",)
+FORMATS = ("albef", "blip", "coca")

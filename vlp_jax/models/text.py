@@ -114,7 +114,8 @@ class Encoder(nn.Module):
       x = x + self.type(jnp.zeros((), jnp.int32) if types is None else types)
     x = self.outer_norm(x) if self.norm == "post" else x
     x = self.drop(x, deterministic=not train)
-    seen = mask_lib.attention(keys, attention or self.attention, prefix_B=prefix)
+    attention = self.attention if attention is None else attention
+    seen = mask_lib.attention(keys, attention, prefix_B=prefix)
     other = other_seen = None
     if memory is not None:
       other = memory.x

@@ -131,8 +131,10 @@ class VLM(nn.Module):
       if first is not None:
         ids = ids.at[:, 0].set(first)
       return self.text(ids, mask, train=train)
-    own = self.text.attention
-    if encoded is not None and (attention is None or str(attention) == own):
+    if encoded is not None and (
+      attention is None
+      or (isinstance(attention, str) and attention == self.text.attention)
+    ):
       return encoded
     return self.encode_text(ids, mask, attention=attention, train=train)
 

@@ -44,6 +44,7 @@ class Attention(nn.Module):
   dropout: float = 0.0
   init_std: float | None = 0.02
   dtype: str = "float32"
+  bias: bool = True
 
   @nn.compact
   def __call__(
@@ -63,7 +64,7 @@ class Attention(nn.Module):
         f"width {width} is not a multiple of num_heads {self.num_heads}."
       )
     heads = (self.num_heads, width // self.num_heads)
-    common = dict(init_std=self.init_std, dtype=self.dtype)
+    common = dict(bias=self.bias, init_std=self.init_std, dtype=self.dtype)
 
     def project(name, inputs, eqn):
       shape = (inputs.shape[-1], *heads)

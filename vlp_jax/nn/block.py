@@ -42,11 +42,12 @@ class Mlp(nn.Module):
   act: Activation = "gelu"
   init_std: float | None = 0.02
   dtype: str = "float32"
+  bias: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     width = x.shape[-1]
-    common = dict(init_std=self.init_std, dtype=self.dtype)
+    common = dict(bias=self.bias, init_std=self.init_std, dtype=self.dtype)
     x = linear.Linear(
       "BLD,DF->BLF", (width, self.mlp_dim), ("embed", "mlp"), name="up", **common
     )(x)
@@ -61,10 +62,12 @@ class Block(nn.Module):
 
   norm="pre" is ViT's x + f(norm(x)); norm="post" is BERT's norm(x + f(x)).
 
-  Attributes, where there is a memory:
-    mlp_before: another MLP before the cross-attention (open_clip's CoCa, whose decoder
-      is a block without the image and one with it, in turn).
+  Attributes:
+    mlp_before: where there is a memory, another MLP before the cross-attention
+      (open_clip's CoCa, whose decoder is a block without the image and one with it, in
+      turn).
     norm_memory: a norm on the memory (the same, `ln_1_kv`).
+    bias: of all linear maps and norms within (CapPa's decoder has none).
   """
 
   num_heads: int
@@ -76,6 +79,7 @@ class Block(nn.Module):
   dropout_attention: float = 0.0
   mlp_before: bool = False
   norm_memory: bool = False
+  bias: bool = True
   backend: attention_lib.Backend = "auto"
   init_std: float | None = 0.02
   dtype: str = "float32"
@@ -91,7 +95,9 @@ class Block(nn.Module):
       if self.mlp_before:
         x = branch(x, "norm_before", mlp(self, "mlp_before"))
       if self.norm_memory:
-        norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm_memory")
+        norm = linear.LayerNorm(
+          self.norm_eps, self.dtype, self.bias, name="norm_memory"
+        )
         memory = norm(memory)
       x = branch(x, "norm_cross", attend("cross", memory, memory_mask))
     x = branch(x, "norm_mlp", mlp(self, "mlp"))
@@ -111,7 +117,7 @@ def residual(
 
   For use in a compact method of `module`, which has the fields of `Block`.
   """
-  norm = linear.LayerNorm(module.norm_eps, module.dtype, name=norm_name)
+  norm = linear.LayerNorm(module.norm_eps, module.dtype, module.bias, name=norm_name)
   y = layer(norm(x) if module.norm == "pre" else x)
   y = nn.Dropout(module.dropout)(y, deterministic=not train)
   y = drop_paths(module, y, drop_path, train=train)
@@ -133,6 +139,7 @@ def attention(
     module.dropout_attention,
     module.init_std,
     module.dtype,
+    module.bias,
     name=name,
   )
   return lambda y: layer(y, memory, mask, train=train)
@@ -140,7 +147,8 @@ def attention(
 
 def mlp(module: nn.Module, name: str) -> Mlp:
   """The MLP of a block, for `residual`."""
-  return Mlp(module.mlp_dim, module.act, module.init_std, module.dtype, name=name)
+  fields = (module.mlp_dim, module.act, module.init_std, module.dtype, module.bias)
+  return Mlp(*fields, name=name)
 
 
 def drop_paths(module: nn.Module, y: jax.Array, rate, *, train: bool) -> jax.Array:

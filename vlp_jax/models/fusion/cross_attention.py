@@ -18,7 +18,7 @@ class Fusion(nn.Module):
   Attributes:
     depth, num_heads, mlp_dim: sizes of the stack; its width is the text's.
     norm: "post" (BERT) or "pre", which adds a norm at the end.
-    mlp_before, norm_memory: of each layer, as of `block.Block` (open_clip's CoCa).
+    mlp_before, norm_memory, bias: of each layer, as of `block.Block`.
   """
 
   depth: int
@@ -32,6 +32,7 @@ class Fusion(nn.Module):
   drop_path: float = 0.0
   mlp_before: bool = False
   norm_memory: bool = False
+  bias: bool = True
   backend: attention_lib.Backend = "auto"
   init_std: float | None = 0.02
   remat: block.Remat = "none"

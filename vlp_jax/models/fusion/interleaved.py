@@ -46,6 +46,7 @@ class Layer(nn.Module):
   backend: attention_lib.Backend = "auto"
   init_std: float | None = 0.02
   dtype: str = "float32"
+  bias: bool = True
 
   @nn.compact
   def __call__(self, x, drop_path, mask, memory, memory_mask, train):
