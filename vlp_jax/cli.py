@@ -188,4 +188,4 @@ def _ours(error):
   """Whether a line of this package raised it, or of a config or a plug-in of ours."""
   frames = traceback.extract_tb(error.__traceback__)
   last = pathlib.Path(frames[-1].filename).resolve()
-  return last.is_relative_to(schema.PACKAGE) or last.parent.name == "configs"
+  return last.is_relative_to(schema.PACKAGE) or "configs" in last.parts[-3:-1]

@@ -149,6 +149,55 @@ def from_theirs(
   return nest(leaves)
 
 
+def fill(
+  abstract: Mapping[str, Any],
+  below: Sequence[str],
+  tensors: Mapping[str, np.ndarray],
+  table: Table,
+  *,
+  sizes: letters.Sizes | None = None,
+  skip: Sequence[str] = (),
+  fresh: Sequence[str] = (),
+  what: str = "the checkpoint",
+) -> dict[str, Any]:
+  """A tree of ours of which only some branches come from their tensors.
+
+  Args:
+    abstract: the whole tree; leaves have shape and dtype.
+    below: paths of the branches that the tensors must fill, but for `fresh`.
+    tensors, table, sizes, skip, fresh, what: as of `from_theirs`.
+
+  Returns:
+    The tree, with the leaf of `abstract` where nothing came.
+
+  Raises:
+    ValueError: as `from_theirs`, and a branch that the tree does not have.
+  """
+  leaves = tree_lib.flatten(abstract)
+  branches = {
+    name: leaf
+    for name, leaf in leaves.items()
+    if any(name.startswith(f"{path}/") for path in below)
+  }
+  for path in below:
+    if not any(name.startswith(f"{path}/") for name in branches):
+      there = sorted({"/".join(name.split("/")[:2]) for name in leaves})
+      raise ValueError(
+        f"{what}: into={path!r}: the model has no such branch; it has"
+        f" {', '.join(there)}."
+      )
+  found = from_theirs(
+    tensors,
+    table,
+    sizes=sizes,
+    shapes=nest(branches),
+    skip=skip,
+    fresh=fresh,
+    what=what,
+  )
+  return nest(leaves | tree_lib.flatten(found))
+
+
 def to_theirs(
   tree: Mapping[str, Any],
   table: Table,
