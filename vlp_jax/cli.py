@@ -22,7 +22,7 @@ from vlp_jax import config as config_lib
 from vlp_jax import schema
 
 # Modules of this package.
-COMMANDS = ("train", "evaluate")
+COMMANDS = ("train", "evaluate", "convert", "card")
 
 # Of a run in its workdir, so that it can be gone on with and evaluated without a file.
 CONFIG_FILE = "config.json"

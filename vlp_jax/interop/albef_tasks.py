@@ -23,7 +23,12 @@ from vlp_jax.ops import tree as tree_lib
 Checkpoint = albef.Checkpoint
 
 TEXT = "text_encoder."
-SIGNATURE = (r"visual_encoder\..*", r"text_encoder\.encoder\..*")
+SIGNATURE = (
+  r"visual_encoder\..*",
+  r"text_encoder\.encoder\.layer\..*",
+  # BLIP's text layers all attend to the image.
+  r"!text_encoder\.encoder\.layer\.0\.crossattention\..*",
+)
 NO_MOMENTUM = albef.NO_MOMENTUM
 
 

@@ -115,11 +115,11 @@ def from_theirs(
       every wrong shape.
   """
   faults = Faults(what)
-  tensors = {name: x for name, x in tensors.items() if not _matches(name, skip)}
+  tensors = {name: x for name, x in tensors.items() if not matches(name, skip)}
   wanted = needed = None
   if shapes is not None:
     wanted = tree_lib.flatten(shapes)
-    needed = {path for path in wanted if not _matches(path, fresh)}
+    needed = {path for path in wanted if not matches(path, fresh)}
   known = {
     name for rule in table if not isinstance(rule, Fill) for name in _their_names(rule)
   }
@@ -281,7 +281,8 @@ def _layer_shape(shape, rule):
   return shape if count == 1 else (count, *shape)
 
 
-def _matches(name, patterns):
+def matches(name: str, patterns: Sequence[str]) -> bool:
+  """Whether one of the regular expressions is of the whole name."""
   return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
