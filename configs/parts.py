@@ -51,8 +51,8 @@ def albef_task(task, *, tiny, batch, epochs, length, lr=2e-5, warmup="100 steps"
     c.init = dict(type="albef_tasks", path="ALBEF.pth")
   c.ema_decay = 0.995
   words = f"decode|random_resized_crop({res}, min_area=0.5)|flip|randaugment(2, 7)"
-  path = f"data/{task}_train.jsonl"
-  c.data = dict(source=dict(type="table", path=path), pp=f"{words}|clean(30)")
+  source = dict(type="task", path=f"data/{task}_train.json")
+  c.data = dict(source=source, pp=f"{words}|clean(30)")
   c.optim = dict(lr=lr, end_lr=1e-6, weight_decay=0.02, bounds=())
   c.optim.update(undecayed=r"(^|/)(bias|scale)$", warmup_lr=1e-5)
   c.optim.warmup = "1 step" if tiny else warmup

@@ -6,18 +6,22 @@ import pathlib
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.interop import test_reader
 from vlp_jax import cli
 from vlp_jax import convert
+from vlp_jax.interop import albef
 from vlp_jax.interop import formats
 from vlp_jax.interop import hf
 from vlp_jax.interop import initial
 from vlp_jax.interop import native
 from vlp_jax.interop import reader
 from vlp_jax.ops import tree as tree_lib
+from vlp_jax.training import checkpoint
+from vlp_jax.training import step as step_lib
 
 REFERENCE = pathlib.Path(__file__).parent / "reference"
 HEADS = ("num_heads_image=4", "num_heads_text=4")
@@ -160,3 +164,25 @@ def test_our_folders_keep_every_kind_of_leaf(tmp_path):
     assert x.dtype == leaf.dtype and x.tobytes() == leaf.tobytes()
   with pytest.raises(ValueError, match="no plain data"):
     native.save(tmp_path / "x", native.Checkpoint(None, dict(odd={1, 2})))
+
+
+def test_a_run_is_written_in_the_official_layout(tmp_path):
+  """Parameters, averages and queues of its newest checkpoint."""
+  path = REFERENCE / "albef/weights.safetensors"
+  loaded = albef.load(path, num_heads_image=4, num_heads_text=4)
+  state = step_lib.TrainState(
+    step=np.int32(7),
+    params=loaded.params,
+    opt_state={"mu": {"x": np.zeros(2, np.float32)}},
+    ema=loaded.ema,
+    memory=loaded.memory,
+  )
+  checkpoints = checkpoint.Checkpoints(tmp_path / "run" / "checkpoints")
+  checkpoints.save(7, jax.tree.map(jnp.asarray, state), {"position": 1}, {})
+  checkpoints.finish()
+  out = tmp_path / "ALBEF.pth"
+  run("--weights", tmp_path / "run", "--to", "albef", "--out", out, "--key", "model")
+  want, got = reader.load(path), reader.load(out)
+  assert got.keys() == want.keys()
+  for key, x in want.items():
+    assert got[key].dtype == x.dtype and got[key].tobytes() == x.tobytes(), key

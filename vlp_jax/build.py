@@ -14,6 +14,7 @@ import optax
 from vlp_jax import config as config_lib
 from vlp_jax import pretrainer as pretrainer_lib
 from vlp_jax import schema
+from vlp_jax.data import columns as columns_lib
 from vlp_jax.data.tokenizers import sentencepiece
 from vlp_jax.models import vlm
 from vlp_jax.training import optim as optim_lib
@@ -269,20 +270,15 @@ def batch_spec(
   length: int,
   objectives: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """What a global batch looks like on the device.
-
-  An objective that wants more than images and texts has a method `columns(batch_size,
-  res, length) -> {name: (shape, dtype)}`: labels, a second image, answers.
-  """
+  """What a global batch looks like on the device, with what the objectives want."""
   shapes = dict(
     image=((batch_size, res, res, 3), np.uint8),
     text=((batch_size, length), np.int32),
     text_mask=((batch_size, length), np.bool_),
     image_id=((batch_size,), np.int32),
   )
-  for objective in objectives.values():
-    if hasattr(objective, "columns"):
-      shapes |= objective.columns(batch_size, res, length)
+  for name, (shape, dtype) in columns_lib.of(objectives, res=res).specs.items():
+    shapes[name] = ((batch_size, *shape), np.dtype(dtype))
   return {key: jax.ShapeDtypeStruct(*value) for key, value in shapes.items()}
 
 

@@ -16,6 +16,7 @@ def get_config(arg=""):
   tiny = arg == "tiny"
   c = parts.albef_task("nlvr", tiny=tiny, batch=128, epochs=10, length=64)
   c.model.fusion.type = "paired"
+  c.data.source.classes = ("False", "True")
   alpha = dict(distill=0.4, distill_ramp="1 epoch")
   c.objectives = dict(classify=dict(classes=2, images=2, **alpha))
   if not tiny:

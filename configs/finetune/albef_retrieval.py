@@ -21,6 +21,7 @@ def get_config(arg=""):
     length=30,
     lr=1e-5,
   )
+  c.data.source.type = "table"
   c.model.embed_dim = 256
   alpha = dict(distill=0.4, distill_ramp="1 epoch")
   c.objectives = dict(

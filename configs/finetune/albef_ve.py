@@ -14,4 +14,6 @@ from configs import parts
 def get_config(arg=""):
   c = parts.albef_task("ve", tiny=arg == "tiny", batch=256, epochs=5, length=48)
   c.objectives = dict(classify=dict(classes=3, distill=0.4))
+  c.data.source.suffix = ".jpg"
+  c.data.source.classes = ("contradiction", "neutral", "entailment")
   return c

@@ -18,6 +18,9 @@ def get_config(arg=""):
   c = parts.albef_task(
     "vqa", tiny=tiny, batch=256, epochs=8, length=25, warmup="400 steps"
   )
+  # Of a question of Visual Genome there is one answer.
+  c.data.source.path = "data/vqa_train.json,data/vqa_val.json,data/vg_qa.json"
+  c.data.source.answer_weight = 0.5
   decoder = dict(length=512, dropout=0.1, dropout_attention=0.1)
   depth = 2 if tiny else 6
   c.model.decoder = parts.size("tiny" if tiny else "B", **decoder | dict(depth=depth))
