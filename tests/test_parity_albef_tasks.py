@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from tests import test_parity_albef
+from vlp_jax import build
 from vlp_jax import pretrainer as pretrainer_lib
 from vlp_jax.evaluators import retrieval
 from vlp_jax.interop import albef_tasks
@@ -32,6 +33,7 @@ from vlp_jax.objectives import itm
 from vlp_jax.objectives import vqa
 from vlp_jax.ops import metrics
 from vlp_jax.ops import tree
+from vlp_jax.training import step as step_lib
 
 REFERENCE = pathlib.Path(__file__).parent / "reference"
 TASKS = ("retrieval", "ve", "nlvr", "vqa")
@@ -469,3 +471,44 @@ def test_vqa_teacher_after_the_step():
   ema = jax.tree.map(np.asarray, official.loaded[1])
   got = albef_tasks.export(ema, momentum=True)[name]
   close(got, official.expected[f"post/{name}"])
+
+
+# --- Starting from pretraining --------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["retrieval", "ve", "vqa"])
+def test_tasks_start_from_a_pretraining_file(task):
+  """As Retrieval.py, VE.py and VQA.py rename and drop its tensors."""
+  folder = REFERENCE / "albef"
+  config = json.loads((folder / "config.json").read_text())
+  width, space = config["bert"]["hidden_size"], None
+  if task == "retrieval":
+    objectives, space = {"itm": itm.Objective(width=width)}, config["embed_dim"]
+  elif task == "ve":
+    objectives = {"classify": classify.Objective(width=width, classes=3)}
+  else:
+    config["decoder"] = dict(num_hidden_layers=2)
+    objectives = {"vqa": vqa.Objective(vocab=VOCAB, width=width)}
+  module = pretrainer_lib.Pretrainer(
+    model(config, embed_dim=space), objectives, dict.fromkeys(objectives, 1.0)
+  )
+  batch = build.batch_spec(2, config["image_res"], 6, objectives)
+  wanted = step_lib.abstract_params(module, batch)
+  path = folder / "weights.safetensors"
+  got, theirs = albef_tasks.init(wanted, path=path), reader.load(path)
+  fresh = {
+    name
+    for name, leaf in tree.flatten(got).items()
+    if isinstance(leaf, jax.ShapeDtypeStruct)
+  }
+  assert all(name.startswith("objectives_classify/") for name in fresh)
+  assert bool(fresh) == (task == "ve")
+  names = albef_tasks.export(jax.tree.map(lambda x: np.zeros(x.shape), wanted))
+  assert not any(".bert." in name and "decoder" not in name for name in names)
+  if task == "vqa":
+    # Layer 1 of the decoder is layer 3 of the pretrained stack.
+    cross = got["model"]["decoder"]["blocks"]["cross"]["key"]["kernel"][1]
+    name = "text_encoder.bert.encoder.layer.3.crossattention.self.key.weight"
+    np.testing.assert_array_equal(cross, theirs[name].T.reshape(cross.shape))
+    head = theirs["text_encoder.cls.predictions.transform.dense.weight"]
+    np.testing.assert_array_equal(got["objectives_vqa"]["dense"]["kernel"], head.T)

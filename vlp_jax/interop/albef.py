@@ -21,7 +21,13 @@ from vlp_jax.ops import tree as tree_lib
 
 CROSS = "crossattention.self.query.weight"
 # A checkpoint of this format has tensors of these names.
-SIGNATURE = (r"visual_encoder\..*", r"text_encoder\.bert\..*", r"itm_head\..*", "temp")
+SIGNATURE = (
+  r"visual_encoder\..*",
+  r"text_encoder\.bert\..*",
+  r"itm_head\..*",
+  r"temp",
+  r"!text_decoder\..*",
+)
 
 # Upstream has no momentum copy of these: the averaged tree gets the live ones.
 NO_MOMENTUM = (

@@ -5,8 +5,9 @@ has a decoder. BERT has no prefix `bert.` there, and no head for masked words. T
 is found from the names. The tree of each is what the configs of configs/finetune make.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import os
+import re
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,12 @@ from vlp_jax.ops import tree as tree_lib
 Checkpoint = albef.Checkpoint
 
 TEXT = "text_encoder."
-SIGNATURE = (r"visual_encoder\..*", r"text_encoder\.encoder\..*")
+SIGNATURE = (
+  r"visual_encoder\..*",
+  r"text_encoder\.encoder\.layer\..*",
+  # BLIP's text layers all attend to the image.
+  r"!text_encoder\.encoder\.layer\.0\.crossattention\..*",
+)
 NO_MOMENTUM = albef.NO_MOMENTUM
 
 
@@ -113,11 +119,21 @@ def init(
   skip: Sequence[str] = (),
   fresh: Sequence[str] = (),
 ) -> dict[str, Any]:
-  """Parameters of a model from a file of its task; arguments as of `albef.init`."""
+  """Parameters of a model from a file of its task, or of ALBEF's pretraining.
+
+  From pretraining (ALBEF.pth) as the official scripts do it: the decoder of VQA begins
+  as the layers that attend to the image, and the classifier is fresh.
+
+  Args: as of `albef.init`.
+  """
   task, depths, sizes = _sizes(abstract_params)
   momentum = (r"\w+_m\..*", r"(image|text|idx)_queue", "queue_ptr")
+  tensors = reader.load(path, key=key)
+  if any(name.startswith("text_encoder.bert.") for name in tensors):
+    tensors = dict(from_pretraining(tensors, task, depths["fusion_layer"]))
+    fresh = (*fresh, "objectives_classify/.*")
   return rules.from_theirs(
-    reader.load(path, key=key),
+    tensors,
     parameter_rules(task=task, **depths),
     sizes=sizes,
     shapes=abstract_params,
@@ -125,6 +141,33 @@ def init(
     fresh=fresh,
     what=f"the ALBEF checkpoint {path} of the task {task}, for this model,",
   )
+
+
+def from_pretraining(
+  tensors: Mapping[str, np.ndarray], task: str, fusion_layer: int
+) -> Iterator[tuple[str, np.ndarray]]:
+  """(name, tensor) of a pretraining file as a task's model has them.
+
+  What VQA.py, VE.py and Retrieval.py do before they load a state dict.
+  """
+  bert, head = "text_encoder.bert.", "text_encoder.cls."
+  contrast = r"itm_head\..*|(vision|text)_proj\..*|temp"
+  for name, x in tensors.items():
+    rest = name.removeprefix(bert)
+    if rest != name:
+      yield f"{TEXT}{rest}", x
+      layer = re.match(r"encoder\.layer\.(\d+)\.(.*)", rest)
+      if layer and int(layer[1]) >= fusion_layer:
+        rest = f"encoder.layer.{int(layer[1]) - fusion_layer}.{layer[2]}"
+      elif layer:
+        continue
+      if task == "vqa":
+        yield f"text_decoder.bert.{rest}", x
+    elif name.startswith(head):
+      if task == "vqa":
+        yield f"text_decoder.cls.{name.removeprefix(head)}", x
+    elif task == "retrieval" or not re.fullmatch(contrast, name):
+      yield name, x
 
 
 def checkpoint_rules(*, task: str, **depths: int) -> rules.Table:

@@ -71,6 +71,11 @@ def norm_rules(
   ]
 
 
+def posembed_rule(theirs: str, ours: str) -> rules.Rule:
+  """A ViT's table of positions, which is resized to the model's grid (sizes L W)."""
+  return rules.Rule(theirs, ours, "1 L W -> L W", fit=_resize)
+
+
 def vit_rules(theirs: str, ours: str, depth: int) -> rules.Table:
   """A Vision Transformer of timm 0.4 (sizes W G M h L p q)."""
   layers = range(depth)
@@ -80,7 +85,7 @@ def vit_rules(theirs: str, ours: str, depth: int) -> rules.Table:
   ]
   return [
     rules.Rule(f"{theirs}cls_token", f"{ours}/cls", "1 1 W -> W"),
-    rules.Rule(f"{theirs}pos_embed", f"{ours}/posemb", "1 L W -> L W", fit=_resize),
+    posembed_rule(f"{theirs}pos_embed", f"{ours}/posemb"),
     rules.Rule(
       f"{theirs}patch_embed.proj.weight", f"{ours}/patch/kernel", "W 3 p q -> (p q 3) W"
     ),

@@ -42,10 +42,10 @@ class Objective(nn.Module):
     self.dense = linear.Linear("BD,DE->BE", (width, width), ("embed", "proj"))
     self.head = linear.Linear("BD,DC->BC", (width, self.classes), ("embed", None))
 
-  def columns(self, batch_size: int, res: int, length: int) -> dict:
-    """What a batch has for it beside image and text: {name: (shape, dtype)}."""
-    more = {"image2": ((batch_size, res, res, 3), "uint8")} if self.images == 2 else {}
-    return more | {"label": ((batch_size,), "int32")}
+  def columns(self, res: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """What an example has for it beside image and text: {name: (shape, dtype)}."""
+    more = {"image2": ((res, res, 3), "uint8")} if self.images == 2 else {}
+    return more | {"label": ((), "int32")}
 
   def __call__(self, model, enc, batch, *, teacher=None, train=False):
     if self.distill and teacher is None and train:

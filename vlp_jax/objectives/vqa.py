@@ -56,14 +56,13 @@ class Objective(nn.Module):
     zeros = axes.boxed(nn.initializers.zeros_init(), "vocab")
     self.bias = self.param("bias", zeros, (self.vocab.size,))
 
-  def columns(self, batch_size: int, res: int, length: int) -> dict:
-    """What a batch has for it beside image and text: {name: (shape, dtype)}."""
-    del res, length
-    answers = (batch_size, self.answers, self.length)
+  def columns(self, res: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """What an example has for it beside image and text: {name: (shape, dtype)}."""
+    del res
     return {
-      "answer": (answers, "int32"),
-      "answer_mask": (answers, "bool"),
-      "answer_weight": (answers[:2], "float32"),
+      "answer": ((self.answers, self.length), "int32"),
+      "answer_mask": ((self.answers, self.length), "bool"),
+      "answer_weight": ((self.answers,), "float32"),
     }
 
   def __call__(self, model, enc, batch, *, teacher=None, train=False):
