@@ -25,9 +25,7 @@ def get_config(arg=""):
   c.objectives = dict(itm=dict(negatives="random"))
   c.tokenizer = dict(type="wordpiece", path="bert-base-uncased", length=40)
   c.data = dict(source=dict(type="table", path="data/pairs.jsonl"))
-  if tiny:
-    c.tokenizer, c.data.source = parts.scenes_for_tiny()
   c.data.pp = f"decode|resize({res})"
   c.optim = dict(lr=5e-5, weight_decay=0.01, schedule="linear")
   c.optim.warmup = "1 step" if tiny else "10%"
-  return c
+  return parts.on_scenes(c, 48) if tiny else c

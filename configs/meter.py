@@ -40,8 +40,6 @@ def get_config(arg=""):
   )
   c.tokenizer = dict(type=kind, path=path, length=50)
   c.data = dict(source=dict(type="table", path="data/pairs.jsonl"))
-  if tiny:
-    c.tokenizer, c.data.source = parts.scenes_for_tiny()
   c.data.pp = f"decode|resize_shorter({res})|center_crop({res})"
   c.optim = dict(lr=1e-5, b2=0.98, weight_decay=0.01, schedule="linear")
   # By names, the official code spares torch's norms, but not those of CLIP.
@@ -51,4 +49,4 @@ def get_config(arg=""):
     ("^model/fusion|^objectives", 5.0),
   )
   c.optim.warmup = "1 step" if tiny else "10%"
-  return c
+  return parts.on_scenes(c, 48) if tiny else c

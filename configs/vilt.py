@@ -40,10 +40,8 @@ def get_config(arg=""):
   )
   c.tokenizer = dict(type="wordpiece", path="bert-base-uncased", length=40)
   c.data = dict(source=dict(type="table", path="data/pairs.jsonl"))
-  if tiny:
-    c.tokenizer, c.data.source = parts.scenes_for_tiny()
   c.data.pp = f"decode|fit({shorter}, {longer}, {patch})"
   c.optim = dict(lr=1e-4, b2=0.98, weight_decay=0.01, schedule="linear")
   c.optim.undecayed = r"(^|/)(bias|scale)$"
   c.optim.warmup = "1 step" if tiny else "2500 steps"
-  return c
+  return parts.on_scenes(c, 48) if tiny else c

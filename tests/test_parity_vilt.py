@@ -82,7 +82,7 @@ def pretrainer(objectives, **fields):
 @functools.cache
 def params_of(name):
   path = REFERENCE / name / "weights.safetensors"
-  return vilt.load(path, num_heads=SIZE["num_heads"])
+  return vilt.load(path, num_heads=SIZE["num_heads"]).params
 
 
 def close(got, want, name=""):

@@ -18,13 +18,15 @@ from vlp_jax.ops import reduce
 class Encoded:
   """What all objectives share of a batch: made once, with gradient.
 
-  image, text: Tokens of the two encoders. zimg, ztxt: float32 [B, E], unit norm; None
+  image, text: Tokens of the two encoders. words: the text's Tokens that `fuse` takes
+  (`VLM.words`). zimg, ztxt: float32 [B, E], unit norm; None
   where the model has no contrastive space.
   step: int32 [], for ramps.
   """
 
   image: tokens_lib.Tokens
   text: tokens_lib.Tokens
+  words: tokens_lib.Tokens
   zimg: jax.Array | None
   ztxt: jax.Array | None
   step: jax.Array
@@ -94,6 +96,7 @@ def encode(
   return Encoded(
     image=image,
     text=text,
+    words=ask(model, "words", batch["text"], batch["text_mask"], text),
     zimg=ask(model, "embed_image", image),
     ztxt=ask(model, "embed_text", text),
     step=step,

@@ -24,7 +24,7 @@ TASKS = {
 
 @pytest.fixture(scope="module")
 def params():
-  return vilt.load(PATH, num_heads=4)
+  return vilt.load(PATH, num_heads=4).params
 
 
 def abstract(tree):
@@ -36,7 +36,7 @@ def abstract(tree):
 )
 def test_round_trip_is_bit_exact(params, tmp_path, suffix, key):
   path = tmp_path / f"vilt{suffix}"
-  vilt.save(path, params, key=key)
+  vilt.save(path, vilt.Checkpoint(params), key=key)
   want, got = reader.load(PATH), reader.load(path)
   assert got.keys() == want.keys()
   for name, x in want.items():
@@ -47,7 +47,7 @@ def test_round_trip_is_bit_exact(params, tmp_path, suffix, key):
 @pytest.mark.parametrize("name", TASKS)
 def test_heads_of_tasks_go_both_ways(name):
   path = REFERENCE / name / "weights.safetensors"
-  params = vilt.load(path, num_heads=4)
+  params = vilt.load(path, num_heads=4).params
   assert f"objectives_{TASKS[name]}" in params
   want, got = reader.load(path), vilt.export(params)
   assert got.keys() == want.keys()

@@ -29,8 +29,8 @@ def heads(tensors: Mapping[str, Any], norm: str, given: int | None, option: str)
   (width,) = tensors[norm].shape
   if width % HEAD_DIM:
     raise ValueError(
-      f"{norm} is of width {width}, which is not of heads of {HEAD_DIM}; no tensor"
-      f" tells how many there are: say {option}=…"
+      f"{norm} is of width {width}, not a multiple of {HEAD_DIM}; no tensor tells how"
+      f" many heads there are: say {option}=…"
     )
   return width // HEAD_DIM
 
@@ -69,6 +69,11 @@ def norm_rules(
     rules.Rule(f"{theirs}weight", f"{ours}/scale", f"{width} -> {width}", layers),
     rules.Rule(f"{theirs}bias", f"{ours}/bias", f"{width} -> {width}", layers),
   ]
+
+
+def posembed_rule(theirs: str, ours: str) -> rules.Rule:
+  """A ViT's table of positions, which is resized to the model's grid (sizes L W)."""
+  return rules.Rule(theirs, ours, "1 L W -> L W", fit=_resize)
 
 
 def vit_rules(theirs: str, ours: str, depth: int) -> rules.Table:
@@ -172,23 +177,26 @@ def bert_layer_rules(
   *,
   cross: bool = False,
   memory: str = "W",
+  shared: bool = False,
 ) -> rules.Table:
   """Layers of BERT, with cross-attention to the image (sizes D F N H, and W).
 
   Args:
-    theirs, ours, layers: as of all rules.
+    theirs, ours, layers: as of all rules; `theirs` may hold the layer, `{i}`.
     cross: with cross-attention, to tokens of the width `memory`.
+    shared: keys and values of the cross-attention have rules of their own.
   """
-  layer = f"{theirs}{{i}}."
+  layer = theirs if "{i" in theirs else f"{theirs}{{i}}."
   table = [
-    *_bert_attention(f"{layer}attention.", f"{ours}/attn", "D", layers),
+    *_bert_attention(f"{layer}attention.", f"{ours}/attn", "D", layers, _QKV),
     *norm_rules(
       f"{layer}attention.output.LayerNorm.", f"{ours}/norm_attn", "D", layers
     ),
   ]
   if cross:
     theirs = f"{layer}crossattention."
-    table += _bert_attention(theirs, f"{ours}/cross", memory, layers)
+    names = ("query",) if shared else _QKV
+    table += _bert_attention(theirs, f"{ours}/cross", memory, layers, names)
     table += norm_rules(f"{theirs}output.LayerNorm.", f"{ours}/norm_cross", "D", layers)
   return [
     *table,
@@ -198,10 +206,11 @@ def bert_layer_rules(
   ]
 
 
-def _bert_attention(theirs, ours, memory, layers):
+def _bert_attention(theirs, ours, memory, layers, names):
   """Keys and values are of `memory`'s width."""
   table = []
-  for name, width in (("query", "D"), ("key", memory), ("value", memory)):
+  for name in names:
+    width = "D" if name == "query" else memory
     weight, bias = f"{theirs}self.{name}.weight", f"{theirs}self.{name}.bias"
     split = f"(N H) {width} -> {width} N H"
     table += [
@@ -242,6 +251,7 @@ def classifier_rules(theirs: str, ours: str) -> rules.Table:
 
 
 _KB = ("kernel", "bias")
+_QKV = ("query", "key", "value")
 
 
 def _resize(table, shape):

@@ -5,6 +5,7 @@ Words and patches are the two encoders of ours, the ViT's blocks the fusion.
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import os
 from typing import Any
 
@@ -33,10 +34,17 @@ HEADS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """What an official file holds: params, a tree of ours."""
+
+  params: dict[str, Any]
+
+
 def load(
   path: str | os.PathLike, *, num_heads: int | None = None, key: str | None = None
-) -> dict[str, Any]:
-  """The parameters in an official file, of pretraining or of a task.
+) -> Checkpoint:
+  """Reads an official file, of pretraining or of a task.
 
   Args:
     path: see `reader.load`, also for `key`.
@@ -47,7 +55,7 @@ def load(
   """
   tensors = reader.load(path, key=key)
   what = f"{path} is no ViLT checkpoint"
-  return rules.from_theirs(
+  params = rules.from_theirs(
     tensors,
     _rules(
       towers.depth(tensors, "transformer.blocks.{i}.", what),
@@ -58,19 +66,20 @@ def load(
     ),
     what=f"the ViLT checkpoint {path}",
   )
+  return Checkpoint(params)
 
 
 def save(
-  path: str | os.PathLike, params: Mapping[str, Any], *, key: str | None = None
+  path: str | os.PathLike, checkpoint: Checkpoint, *, key: str | None = None
 ) -> None:
   """Writes an official file; what `load` read comes back bit by bit.
 
   Args:
     path: .ckpt, .pth or .safetensors, see `reader.save`.
-    params: parameters without boxes.
+    checkpoint: parameters without boxes.
     key: the official files have "state_dict"; not for .safetensors.
   """
-  reader.save(path, export(params), key=key)
+  reader.save(path, export(checkpoint.params), key=key)
 
 
 def export(params: Mapping[str, Any]) -> dict[str, np.ndarray]:

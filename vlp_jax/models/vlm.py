@@ -32,7 +32,10 @@ class VLM(nn.Module):
     image: encoder of images; type "vit" is `models/vit.py`.
     text: encoder of text; type "text" is `models/text.py`.
     fusion: stack that joins them, one of `models/fusion/`; None for a dual encoder.
-    embed_dim: E, of the contrastive space; None: there is none, nor a temperature.
+    decoder: text encoder that is read as a decoder: causal, every layer attends to what
+      it is given; for objectives that write text (VQA). None: there is none.
+    embed_dim: E, of the shared contrastive space; None: there is none, and no
+      temperature.
     scale: the parameter behind the temperature: "temp" is the temperature itself
       (ALBEF), "log_scale" the logarithm of its inverse (CLIP). `optim.bounds` clamps.
     temperature: its first value.
@@ -43,6 +46,7 @@ class VLM(nn.Module):
   image: Any
   text: Any
   fusion: Any = None
+  decoder: Any = None
   embed_dim: int | None = 256
   scale: Literal["temp", "log_scale"] = "temp"
   temperature: float = 0.07
@@ -101,7 +105,46 @@ class VLM(nn.Module):
     train: bool = False,
   ) -> tokens_lib.Tokens:
     """ids int32 [B, L], mask bool [B, L], false at padding."""
-    return self.text(ids, mask, attention=attention, train=train)
+    tokens = self.text(ids, mask, attention=attention, train=train)
+    if self.fusion is None or not self.fusion.encodes_text:
+      return tokens
+    seen = attention or "bidirectional"
+    return self.fusion(None, tokens, attention=seen, train=train)
+
+  def words(
+    self,
+    ids: jax.Array,
+    mask: jax.Array,
+    encoded: tokens_lib.Tokens | None = None,
+    attention: mask_lib.Attention | None = None,
+    *,
+    train: bool = False,
+  ) -> tokens_lib.Tokens:
+    """The text Tokens that `fuse` takes.
+
+    They are the encoded text, or embedded words where the fusion's layers encode the
+    text as well. There the first id tells the layers what they are for, where the
+    vocabulary has such ids: BLIP's [ENC] to read with the image, [DEC] to write.
+
+    Args:
+      ids, mask: int32 and bool [B, L].
+      encoded: what `encode_text` made of them with the encoder's own attention; where
+        that is wanted, it is not made again.
+      attention: as of `encode_text`.
+      train: drops out.
+    """
+    if self.fusion is not None and self.fusion.encodes_text:
+      vocab = self.text.vocab
+      first = vocab.dec if attention == "causal" else vocab.enc
+      if first is not None:
+        ids = ids.at[:, 0].set(first)
+      return self.text(ids, mask, train=train)
+    if encoded is not None and (
+      attention is None
+      or (isinstance(attention, str) and attention == self.text.attention)
+    ):
+      return encoded
+    return self.encode_text(ids, mask, attention=attention, train=train)
 
   def embed_image(self, tokens: tokens_lib.Tokens) -> jax.Array | None:
     """float32 [B, E] of unit norm; None where there is no contrastive space."""
@@ -128,14 +171,14 @@ class VLM(nn.Module):
 
   def fuse(
     self,
-    image: tokens_lib.Tokens,
+    image: Any,
     text: tokens_lib.Tokens,
     *,
     attention: mask_lib.Attention = "bidirectional",
     image_type: int | None = None,
     train: bool = False,
   ) -> tokens_lib.Tokens | tokens_lib.Fused:
-    """Tokens of text that has seen the image: [B, L, D].
+    """Tokens of text that has seen the image (Tokens, or what the fusion takes).
 
     image_type: which of several images this is (1, 2), for fusions that tell them apart
       by a type embedding.
@@ -162,6 +205,26 @@ class VLM(nn.Module):
         ' model.fusion does not make: use type="merged" or "co_attention".'
       )
     return fused.image
+
+  def decode(
+    self,
+    ids: jax.Array,
+    mask: jax.Array,
+    memory: tokens_lib.Tokens,
+    *,
+    train: bool = False,
+  ) -> tokens_lib.Tokens:
+    """Tokens [B, T, D] of ids int32 [B, T] read from the left, each given `memory`."""
+    if self.decoder is None:
+      raise ValueError(
+        "this objective writes text, but model.decoder is not set: say e.g."
+        ' model.decoder=dict(type="text", depth=6).'
+      )
+    return self.decoder(ids, mask, attention="causal", memory=memory, train=train)
+
+  def decoded_logits(self, x: jax.Array) -> jax.Array:
+    """[..., D] -> float32 [..., V], tied to the decoder's word table."""
+    return self.decoder.word_logits(x)
 
   def word_logits(self, x: jax.Array) -> jax.Array:
     """[..., D] -> float32 [..., V], tied to the text encoder's word table."""

@@ -55,7 +55,7 @@ class Objective(nn.Module):
     if self.layout == "half":
       rows, labels, found = self.replace(model, enc, batch, teacher)
       images = _take(enc.image, rows)
-      return self.match(model, images, enc.text, labels, found, train=train)
+      return self.match(model, images, enc.words, labels, found, train=train)
     image_of_text, text_of_image, found = self.mine(model, enc, batch, teacher)
     return self.loss(model, enc, image_of_text, text_of_image, found, train=train)
 
@@ -111,7 +111,7 @@ class Objective(nn.Module):
 
   def pairs(self, enc, image_of_text, text_of_image):
     """Tokens of 3 B images and texts: pairs, texts' negatives, images' negatives."""
-    image, text = enc.image, enc.text
+    image, text = enc.image, enc.words
     images = _stack(image, _take(image, image_of_text), image)
     return images, _stack(text, text, _take(text, text_of_image))
 
@@ -129,12 +129,8 @@ class Objective(nn.Module):
 
 
 def _take(tokens, rows):
-  mask = None if tokens.mask is None else tokens.mask[rows]
-  return tokens.replace(x=tokens.x[rows], mask=mask)
+  return jax.tree.map(lambda x: x[rows], tokens)
 
 
 def _stack(*parts):
-  mask = None
-  if parts[0].mask is not None:
-    mask = jnp.concatenate([part.mask for part in parts])
-  return parts[0].replace(x=jnp.concatenate([part.x for part in parts]), mask=mask)
+  return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)

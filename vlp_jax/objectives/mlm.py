@@ -120,7 +120,7 @@ class Objective(nn.Module):
 
   def _read(self, call, model, image, ids, mask, at):
     """float32 [B, M, V] at positions `at`, by the live modules or by the teacher."""
-    text = call(model, "encode_text", ids, mask)
+    text = call(model, "words", ids, mask)
     x = call(model, "fuse", image, text).x
     x = call(self, "transform", jnp.take_along_axis(x, at[..., None], axis=1))
     scored = call(model, "word_logits", x) if self.tied else call(self, "scores", x)

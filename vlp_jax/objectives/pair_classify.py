@@ -33,16 +33,14 @@ class Objective(nn.Module):
   def setup(self):
     self.head = classifier.Classifier(2 * self.width, self.classes)
 
-  def columns(self, batch_size: int, res: int, length: int) -> dict:
-    """What a batch has for it beside image and text: {name: (shape, dtype)}."""
-    del length
-    image = ((batch_size, res, res, 3), "uint8")
-    return {"image2": image, "label": ((batch_size,), "int32")}
+  def columns(self, res: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """What an example has for it beside image and text: {name: (shape, dtype)}."""
+    return {"image2": ((res, res, 3), "uint8"), "label": ((), "int32")}
 
   def __call__(self, model, enc, batch, *, teacher=None, train=False):
     size = (batch["image2_size"],) if "image2_size" in batch else ()
     second = ask.Live(train)(model, "encode_image", batch["image2"], *size)
-    logits = self.logits(model, enc.image, second, enc.text, train=train)
+    logits = self.logits(model, enc.image, second, enc.words, train=train)
     labels = batch["label"]
     logp = jax.nn.log_softmax(logits, axis=1)
     losses = -jnp.take_along_axis(logp, labels[:, None], axis=1)[:, 0]

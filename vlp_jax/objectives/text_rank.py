@@ -45,7 +45,7 @@ class Objective(nn.Module):
     rows = jnp.stack([index for index, _ in drawn], axis=1)
     own = jnp.arange(rows.shape[0], dtype=rows.dtype)
     rows = jnp.concatenate([own[:, None], rows], axis=1)
-    texts = enc.text.replace(x=enc.text.x[rows], mask=enc.text.mask[rows])
+    texts = enc.words.replace(x=enc.words.x[rows], mask=enc.words.mask[rows])
     return self.loss(model, enc.image, texts, drawn[0][1], train=train)
 
   def loss(self, model, image, texts, found, *, train):

@@ -32,13 +32,13 @@ class Objective(nn.Module):
   def setup(self):
     self.head = classifier.Classifier(2 * self.width, self.answers)
 
-  def columns(self, batch_size: int, res: int, length: int) -> dict:
-    """What a batch has for it beside image and text: {name: (shape, dtype)}."""
-    del res, length
-    return {"answer_scores": ((batch_size, self.answers), "float32")}
+  def columns(self, res: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """What an example has for it beside image and text: {name: (shape, dtype)}."""
+    del res
+    return {"answer_scores": ((self.answers,), "float32")}
 
   def __call__(self, model, enc, batch, *, teacher=None, train=False):
-    logits = self.logits(model, enc.image, enc.text, train=train)
+    logits = self.logits(model, enc.image, enc.words, train=train)
     scores = batch["answer_scores"].astype(jnp.float32)
     losses = jnp.maximum(logits, 0) - logits * scores
     losses = (losses + jnp.log1p(jnp.exp(-jnp.abs(logits)))).sum(axis=1)

@@ -18,6 +18,7 @@ class Fusion(nn.Module):
   Attributes:
     depth, num_heads, mlp_dim: sizes of the stack; its width is the text's.
     norm: "post" (BERT) or "pre", which adds a norm at the end.
+    mlp_before, norm_memory, bias: of each layer, as of `block.Block`.
   """
 
   depth: int
@@ -29,6 +30,9 @@ class Fusion(nn.Module):
   dropout: float = 0.0
   dropout_attention: float = 0.0
   drop_path: float = 0.0
+  mlp_before: bool = False
+  norm_memory: bool = False
+  bias: bool = True
   backend: attention_lib.Backend = "auto"
   init_std: float | None = 0.02
   remat: block.Remat = "none"
