@@ -9,6 +9,7 @@ import dataclasses
 import os
 from typing import Any
 
+from vlp_jax.interop import hf_vit
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
@@ -57,6 +58,16 @@ def save(
     checkpoint.params, table, sizes=dict(p=side, q=side), what=what
   )
   reader.save(path, tensors, key=key)
+
+
+def of_model(model: Any, params: Mapping[str, Any]) -> Checkpoint:
+  """The image tower of a trained model; no file says its activation and epsilon.
+
+  Raises:
+    ValueError: the tower is of another kind; lists the fields.
+  """
+  told = dict(act="gelu", norm_eps=1e-6)
+  return Checkpoint(hf_vit.tower_of(model, params, "timm's ViT", **told))
 
 
 def init(
