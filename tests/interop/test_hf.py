@@ -20,6 +20,7 @@ import pytest
 from tests import test_parity_albef
 from tests import tiny
 from tests.interop import test_reader
+from vlp_jax import config as config_lib
 from vlp_jax.interop import augreg
 from vlp_jax.interop import hf
 from vlp_jax.interop import hf_bert
@@ -35,7 +36,8 @@ from vlp_jax.nn import block
 from vlp_jax.ops import posembed
 from vlp_jax.ops import tree as tree_lib
 
-REFERENCE = pathlib.Path(__file__).parents[1] / "reference" / "hf"
+ROOT = pathlib.Path(__file__).parents[2]
+REFERENCE = ROOT / "tests" / "reference" / "hf"
 FORMATS = dict(bert=hf_bert, bert_mlm=hf_bert, roberta=hf_bert, vit=hf_vit)
 VOCAB = tiny.Vocab(size=160)
 close = test_parity_albef.close
@@ -356,6 +358,21 @@ def test_timm_files_come_and_go(tmp_path):
   jax.tree.map(
     np.testing.assert_array_equal, got["model"]["image"], image["model"]["image"]
   )
+
+
+def test_what_the_albef_config_starts_from(tmp_path):
+  """Its parts fit the tree that it makes: here with small files in their places."""
+  spec = config_lib.run(config_lib.load(str(ROOT / "configs" / "albef.py"))).init
+  with pytest.raises(FileNotFoundError, match=r"it is https://dl.fbaipublicfiles.com"):
+    initial.load(spec, shapes(albef_of()))
+  image = {"model": {"image": hf_vit.load(REFERENCE / "vit").params["model"]["image"]}}
+  path = tmp_path / "deit.pth"
+  timm_vit.save(path, timm_vit.Checkpoint(image), key="model")
+  spec["image"]["path"], spec["text"]["path"] = str(path), str(REFERENCE / "bert_mlm")
+  got = tree_lib.flatten(initial.load(spec, shapes(albef_of())))
+  fresh = [k for k, x in got.items() if isinstance(x, jax.ShapeDtypeStruct)]
+  names = ("/cross/", "/norm_cross/", "_proj/", "/temp")
+  assert fresh and all(any(name in k for name in names) for k in fresh)
 
 
 def test_augreg_files_come_and_go(tmp_path):
