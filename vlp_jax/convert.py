@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     target = args.to or formats.NATIVE
     # Options are of the format of others, which is what is read where both are.
     if (args.weights / "checkpoints").is_dir():
-      checkpoint = _of_run(args.weights, args.step)
+      checkpoint = _of_run(args.weights, args.step, target)
     elif (args.weights / native.FILE).is_file():
       checkpoint = native.load(args.weights)
     else:
@@ -77,16 +77,28 @@ def _setting(text: str) -> tuple[str, Any]:
     return name, value
 
 
-def _of_run(workdir, step):
-  """The state of a run's checkpoint, but for its optimiser."""
+def _of_run(workdir, step, target):
+  """The state of a run's checkpoint, or the tower of it that the target holds."""
+  from vlp_jax import build
+  from vlp_jax import config as config_lib
+  from vlp_jax.data import vocab as vocab_lib
+  from vlp_jax.interop import formats
   from vlp_jax.interop import native
   from vlp_jax.training import checkpoint
 
   state = checkpoint.Checkpoints(workdir / "checkpoints").arrays(step)
-  fields = dict(params=state["params"], memory=state.get("memory") or {})
+  params = state["params"]
+  if target in formats.towers():
+    config = config_lib.run(config_lib.load(str(workdir / cli.CONFIG_FILE)))
+    # A vocabulary file may be elsewhere by now; the table of words tells its size.
+    words = params["model"]["text"]["word"]["embedding"]
+    vocab = vocab_lib.Vocab(size=len(words), pad=0, unk=1, cls=2, sep=3, mask=4)
+    length = config.tokenizer["length"]
+    model = build.model(config.model, vocab=vocab, length=length)
+    return formats.of_model(target, model, params)
   # The averages where the run has no teacher are the parameters themselves.
-  fields["ema"] = state.get("ema") or state["params"]
-  return native.Checkpoint(None, fields)
+  ema, memory = state.get("ema") or params, state.get("memory") or {}
+  return native.Checkpoint(None, dict(params=params, ema=ema, memory=memory))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """Which formats of checkpoints there are, and which one a file is of.
 
-The file is the registry: a format is a file of this folder that exports
+The file is the registry: a format is a file of this folder that exports `init` (see
+`initial.py`) and
 
-  Checkpoint   a dataclass whose `params`, and perhaps `ema` and `memory`, are our trees
-  load(path, …) -> Checkpoint   and   save(path, checkpoint, …)
-  SIGNATURE    patterns of whole names, of which a file of the format has one tensor
-               each; with "!" before it, none
-
-A format without SIGNATURE is read when it is named.
+  load(path, …)               a tree of our parameters, or a dataclass `Checkpoint` of
+                              which `params`, `ema` and `memory` are such trees
+  save(path, params, …)       or save(path, checkpoint, …): what `load` returns
+  SIGNATURE                   patterns of whole names, of which a file of the format has
+                              one tensor each; with "!" before it, none. A format
+                              without is read when it is named
+  of_model(model, params)     a Checkpoint, where the format holds one tower of a model
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,14 +27,18 @@ from vlp_jax.interop import hf
 from vlp_jax.interop import native
 from vlp_jax.interop import reader
 
-EXPORT = re.compile(r"^(class Checkpoint\b|Checkpoint = )", re.MULTILINE)
+EXPORTS = ("\ndef init(", "\ndef load(", "\ndef save(")
 SIGNATURE = re.compile(r"^SIGNATURE = ", re.MULTILINE)
 NATIVE = "native"
 
 
 def names() -> list[str]:
   """All formats beside our own."""
-  return [name for name, text in _files() if EXPORT.search(text) and name != NATIVE]
+  return [
+    name
+    for name, text in _files()
+    if name != NATIVE and all(export in text for export in EXPORTS)
+  ]
 
 
 def find(path: str | os.PathLike, *, key: str | None = None) -> str:
@@ -93,9 +99,26 @@ def load(
     return native.load(path)
   module = _module(name)
   _check(module.load, options, name)
-  checkpoint = module.load(path, **options)
-  fields = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)}
-  return native.Checkpoint(name, fields)
+  return native.Checkpoint(name, _fields(module.load(path, **options)))
+
+
+def towers() -> list[str]:
+  """Formats that hold a tower of a model: they export `of_model(model, params)`."""
+  return [
+    name for name, text in _files() if "\ndef of_model(" in text and name in names()
+  ]
+
+
+def of_model(name: str, model: Any, params: Mapping[str, Any]) -> native.Checkpoint:
+  """The tower of a trained model in one of the formats `towers`.
+
+  Args:
+    name: the format. model: the VLM. params: its pretrainer's.
+
+  Raises:
+    ValueError: the tower is of another kind.
+  """
+  return native.Checkpoint(name, _fields(_module(name).of_model(model, params)))
 
 
 def save(
@@ -118,6 +141,9 @@ def save(
   _check(module.save, options, name)
   if pathlib.Path(path).exists():
     raise ValueError(f"{path} is there already: name another.")
+  if "params" in inspect.signature(module.save).parameters:
+    module.save(path, checkpoint.fields["params"], **options)
+    return
   wanted = {f.name: f for f in dataclasses.fields(module.Checkpoint)}
   fields = {k: v for k, v in checkpoint.fields.items() if k in wanted}
   lost = [k for k, v in checkpoint.fields.items() if k not in wanted and v]
@@ -132,6 +158,13 @@ def save(
       f" {', '.join(checkpoint.fields)}, but {name} wants {', '.join(wanted)}."
     )
   module.save(path, module.Checkpoint(**fields), **options)
+
+
+def _fields(loaded):
+  """{"params": tree, …} of what a format's `load` returns."""
+  if isinstance(loaded, Mapping):
+    return {"params": loaded}
+  return {f.name: getattr(loaded, f.name) for f in dataclasses.fields(loaded)}
 
 
 def _files():
@@ -151,7 +184,7 @@ def _module(name):
 def _check(function, options, name):
   """The options are arguments of the format's function."""
   given = list(inspect.signature(function).parameters)
-  allowed = [n for n in given if n not in ("path", "checkpoint")]
+  allowed = [n for n in given if n not in ("path", "checkpoint", "params")]
   wrong = [n for n in options if n not in allowed]
   if wrong:
     raise ValueError(
