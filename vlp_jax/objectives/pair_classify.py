@@ -47,6 +47,11 @@ class Objective(nn.Module):
     right = jnp.argmax(logits, axis=1) == labels
     return reduce.Mean.of(losses), {"accuracy": reduce.Mean.of(right)}
 
+  def predict(self, model, image, text, image2) -> jax.Array:
+    """float32 [B, C]: logits without dropout; image2 is not encoded yet."""
+    second = model.encode_image(image2)
+    return self.logits(model, image, second, text)
+
   def logits(self, model, first, second, text, *, train=False) -> jax.Array:
     """float32 [B, C] of two images' and the text's Tokens."""
     pooled = [
