@@ -30,6 +30,7 @@ from vlp_jax.training import step as step_lib
 ROOT = pathlib.Path(__file__).parent.parent
 REFERENCE = ROOT / "tests" / "reference"
 HEADS = ("num_heads_image=4", "num_heads_text=4")
+METER = ("num_heads_text=4", "num_heads_fusion=4")
 # Where an example is -> its format, and what its `load` must be told.
 EXAMPLES = {
   "albef/weights.safetensors": ("albef", HEADS),
@@ -41,6 +42,11 @@ EXAMPLES = {
   "hf/bert_mlm": ("hf_bert", ()),
   "hf/roberta": ("hf_bert", ()),
   "hf/vit": ("hf_vit", ()),
+  "vilt/weights.safetensors": ("vilt", ("num_heads=4",)),
+  "vilt_vqa/weights.safetensors": ("vilt", ("num_heads=4",)),
+  "vilt_irtr/weights.safetensors": ("vilt", ("num_heads=4",)),
+  "meter/weights.safetensors": ("meter", METER),
+  "meter_nlvr2/weights.safetensors": ("meter", METER),
 }
 
 
