@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from vlp_jax import build
 from vlp_jax.models import patches
 from vlp_jax.models import text
 from vlp_jax.models import tokens
@@ -114,6 +115,7 @@ def test_a_model_without_a_fusion_of_patches_says_so():
   model = vlm.VLM(
     image=patches.Encoder(width=WIDTH, patch=8, res=16),
     text=text.Encoder(tiny.VOCAB, WIDTH, 0, 2, 32, 10),
+    embed_dim=None,
   )
   fused = tokens.Tokens(jnp.zeros((1, 2, 3)))
   with pytest.raises(ValueError, match="wants image tokens that have seen the text"):
@@ -174,3 +176,9 @@ def test_positions_are_stretched_from_corner_to_corner():
   np.testing.assert_allclose(got[2][0], square[0, 0], atol=1e-6)
   with pytest.raises(ValueError, match="no square grid"):
     posembed.bilinear(table[1:], place, place, grid)
+
+
+def test_padded_images_want_an_encoder_that_takes_sizes():
+  build._check_takes_sizes(patches.Encoder(width=8, patch=4, res=16))
+  with pytest.raises(ValueError, match=r'model.image.type="patches", or resize'):
+    build._check_takes_sizes(tiny.model().image)

@@ -11,7 +11,6 @@ from vlp_jax.models import patches
 from vlp_jax.models import text
 from vlp_jax.models import vlm
 from vlp_jax.models.fusion import merged
-from vlp_jax.nn import ask
 from vlp_jax.objectives import itm
 from vlp_jax.objectives import mlm
 from vlp_jax.objectives import pair_classify
@@ -39,39 +38,28 @@ def alone(objective):
 
 
 OBJECTIVES = {
-  "itm": lambda: itm.Objective(**HALF),
   "aligned": lambda: itm.Objective(**HALF, align=0.1),
   "mlm": lambda: mlm.Objective(tiny.VOCAB, WIDTH, rate=0.4, tied=False),
   "text_rank": lambda: text_rank.Objective(WIDTH, negatives=3),
-  "vqa_scores": lambda: vqa_scores.Objective(WIDTH, answers=7),
-  "pair_classify": lambda: pair_classify.Objective(WIDTH),
 }
-
-
-def batch(size=8):
-  inputs = tiny.batch(size)
-  rng = np.random.default_rng(1)
-  return inputs | dict(
-    image2=inputs["image"][::-1].copy(),
-    label=rng.integers(0, 2, size).astype(np.int32),
-    answer_scores=rng.random((size, 7)).astype(np.float32),
-  )
 
 
 @pytest.fixture(scope="module", params=list(OBJECTIVES))
 def case(request):
   module = alone(OBJECTIVES[request.param]())
-  return request.param, module, tiny.init(module, batch())
+  return request.param, module, tiny.init(module, tiny.batch(8))
 
 
 def test_losses_and_gradients(case):
   """Finite; nothing from under the padding; every parameter of use is reached."""
   name, module, variables = case
   run = lambda params, inputs: tiny.loss(module, {"params": params}, inputs)[0]
-  total, grads = jax.value_and_grad(run)(variables["params"], batch())
+  inputs = tiny.batch(8)
+  both = jax.jit(jax.value_and_grad(run))
+  total, grads = both(variables["params"], inputs)
   assert total.shape == () and total.dtype == jnp.float32 and np.isfinite(total)
-  noise = np.where(batch()["text_mask"], batch()["text"], 9).astype(np.int32)
-  again = run(variables["params"], batch() | {"text": noise})
+  noise = np.where(inputs["text_mask"], inputs["text"], 9).astype(np.int32)
+  again, _ = both(variables["params"], inputs | {"text": noise})
   np.testing.assert_allclose(again, total, rtol=1e-5)
   norms = {path: float(jnp.abs(g).max()) for path, g in tree.flatten(grads).items()}
   # The words' matrix is not tied, masked words do not ask for the pooled pair, and a
@@ -83,32 +71,31 @@ def test_losses_and_gradients(case):
     if norm == 0 and silent not in path and "key/bias" not in path
   ]
   assert not lacking
-  columns = [o for o in module.objectives.values() if hasattr(o, "columns")]
-  for objective in columns:
-    for key, (shape, dtype) in objective.columns(16).items():
-      assert (batch()[key].shape[1:], batch()[key].dtype) == (shape, np.dtype(dtype))
 
 
-def replaced(module, variables, inputs, seed):
-  def call(m, inputs):
-    enc = pretrainer_lib.encode(m.model, ask.Live(), inputs, jnp.int32(0))
-    return m.objectives["it"].replace(m.model, enc, inputs, None)
-
-  inputs = {k: jnp.asarray(v) for k, v in inputs.items()}
-  return module.apply(variables, inputs, method=call, rngs=tiny.rngs(seed))
+def test_columns_of_tasks():
+  assert vqa_scores.Objective(WIDTH, answers=7).columns(16) == {
+    "answer_scores": ((7,), "float32")
+  }
+  assert pair_classify.Objective(WIDTH).columns(16) == {
+    "image2": ((16, 16, 3), "uint8"),
+    "label": ((), "int32"),
+  }
 
 
 def test_exactly_half_keep_their_image():
-  module = alone(itm.Objective(**HALF))
-  inputs = tiny.batch(7)
-  inputs["image_id"] = np.array([0, 0, 1, 2, 3, 4, 5], np.int32)
-  variables = tiny.init(module, inputs)
+  module = itm.Objective(**HALF)
+  ids = np.array([0, 0, 1, 2, 3, 4, 5], np.int32)
+  draw = jax.jit(
+    lambda seed: module.apply(
+      {}, None, None, {"image_id": ids}, None, method="replace", rngs=tiny.rngs(seed)
+    )
+  )
   seen = set()
   for seed in range(4):
-    rows, labels, found = map(np.asarray, replaced(module, variables, inputs, seed))
+    rows, labels, found = map(np.asarray, draw(seed))
     assert labels.sum() == 3 and found.all()
     np.testing.assert_array_equal(rows[labels == 1], np.nonzero(labels == 1)[0])
-    ids = inputs["image_id"]
     assert (ids[rows] != ids)[labels == 0].all()
     seen.add(tuple(labels))
   assert len(seen) > 1
