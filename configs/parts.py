@@ -15,6 +15,17 @@ SIZES = {
   "H": (1280, 32, 16, 5120),
 }
 
+# What ALBEF's official pretraining starts from: models/model_pretrain.py init_deit, and
+# Pretrain.py --text_encoder. The file is timm's, the name is of Hugging Face's hub.
+DEIT_AND_BERT = dict(
+  image=dict(type="timm_vit", path="deit_base_patch16_224-b5f2ef4d.pth", key="model"),
+  text=dict(
+    type="hf_bert",
+    path="bert-base-uncased",
+    into=dict(text="model/text", fusion="model/fusion", mlm="objectives_mlm"),
+  ),
+)
+
 
 def base(**fields):
   """A config with the given fields and nothing else: defaults live in the code."""
@@ -27,3 +38,52 @@ def size(name, **fields):
     raise ValueError(f"no size {name!r}; there are {', '.join(SIZES)}")
   width, depth, heads, mlp = SIZES[name]
   return dict(width=width, depth=depth, num_heads=heads, mlp_dim=mlp) | fields
+
+
+def on_scenes(config, res):
+  """The config with rendered scenes as its data, and a vocabulary made of theirs."""
+  length = config.tokenizer.length
+  recipe = dict(vocab_size=256, model_type="bpe")
+  config.tokenizer = dict(type="sentencepiece", length=length, train=recipe)
+  config.data.source = dict(type="scenes", split="train", size=300, res=res)
+  return config
+
+
+def albef_task(task, *, tiny, batch, epochs, length, lr=2e-5, warmup="100 steps"):
+  """ALBEF at 384 pixels, from a pretrained file: what its official tasks share.
+
+  Numbers: salesforce/ALBEF configs/*.yaml, of which one GPU's batch is an eighth.
+  """
+  name, res = ("tiny", 32) if tiny else ("B", 384)
+  bert = dict(depth=2 if tiny else 6, dropout=0.1, dropout_attention=0.1)
+  c = base(seed=42, batch_size=16 if tiny else batch)
+  c.total = "4 steps" if tiny else f"{epochs} epochs"
+  c.tokenizer = dict(
+    type="wordpiece", path="bert-base-uncased", length=length, sep=False
+  )
+  c.model = dict(
+    image=size(name, type="vit", patch=16, res=res),
+    text=size(name, type="text", length=512, **bert),
+    fusion=dict(type="cross_attention", **bert),
+    embed_dim=None,
+  )
+  if not tiny:
+    c.init = dict(type="albef_tasks", path="ALBEF.pth")
+  c.ema_decay = 0.995
+  words = f"decode|random_resized_crop({res}, min_area=0.5)|flip|randaugment(2, 7)"
+  source = dict(type="task", path=f"data/{task}_train.json")
+  c.data = dict(source=source, pp=f"{words}|clean(30)")
+  c.optim = dict(lr=lr, end_lr=1e-6, weight_decay=0.02, bounds=())
+  c.optim.update(undecayed=r"(^|/)(bias|scale)$", warmup_lr=1e-5)
+  c.optim.warmup = "1 step" if tiny else warmup
+  return c
+
+
+def tables(type, *, pp="decode|resize(384)|clean(30)", **files):
+  """Evaluations after every epoch, of tables in data/ that are as the training one."""
+  return {
+    name: dict(
+      type=type, every="1 epoch", data=dict(source=dict(path=f"data/{file}"), pp=pp)
+    )
+    for name, file in files.items()
+  }

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
+import inspect
 import itertools
 import pathlib
+import types
 from typing import Any
 
 import jax
@@ -13,6 +15,8 @@ import optax
 from vlp_jax import config as config_lib
 from vlp_jax import pretrainer as pretrainer_lib
 from vlp_jax import schema
+from vlp_jax.data import columns as columns_lib
+from vlp_jax.data import pp
 from vlp_jax.data.tokenizers import sentencepiece
 from vlp_jax.models import vlm
 from vlp_jax.training import optim as optim_lib
@@ -21,6 +25,7 @@ from vlp_jax.training import step as step_lib
 
 # Fields of the whole model that its towers share, unless they name their own.
 SHARED = ("backend", "dtype", "remat", "unroll")
+TOWERS = ("image", "text", "fusion", "decoder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,10 +123,9 @@ def model(spec: Mapping[str, Any], *, vocab: Any, length: int) -> vlm.VLM:
   """
   spec = dict(spec)
   shared = {key: spec[key] for key in SHARED if key in spec}
-  towers = {
-    key: dict(spec.pop(key)) for key in ("image", "text", "fusion") if spec.get(key)
-  }
-  spec.pop("fusion", None)
+  towers = {key: dict(spec.pop(key)) for key in TOWERS if spec.get(key)}
+  for name in TOWERS:
+    spec.pop(name, None)
   for name in ("image", "text"):
     if name not in towers:
       raise ValueError(f"config: model.{name} is missing: name an encoder.")
@@ -133,11 +137,16 @@ def model(spec: Mapping[str, Any], *, vocab: Any, length: int) -> vlm.VLM:
   fusion = None
   if "fusion" in towers:
     sizes = shared | dict(num_heads=text.num_heads, mlp_dim=text.mlp_dim)
+    sizes["image_width"] = image.width
+    sizes["text_width"] = text.width
     fusion = component("models.fusion", towers["fusion"], "model.fusion", given=sizes)
-  schema.check_fields(
-    vlm.VLM, spec, "model", given=dict(image=image, text=text, fusion=fusion)
-  )
-  return vlm.VLM(image=image, text=text, fusion=fusion, **spec)
+  built = dict(image=image, text=text, fusion=fusion)
+  if "decoder" in towers:
+    built["decoder"] = component(
+      "models", towers["decoder"], "model.decoder", default="text", given=words
+    )
+  schema.check_fields(vlm.VLM, spec, "model", given=built)
+  return vlm.VLM(**built, **spec)
 
 
 def pretrainer(
@@ -151,6 +160,9 @@ def pretrainer(
     time: for the durations that objectives have.
   """
   built = model(config.model, vocab=vocab, length=length)
+  width = pooled_width = built.text.width
+  if built.fusion is not None:
+    width, pooled_width = built.fusion.widths(width)
   objectives, weights = {}, {}
   for name, spec in config.objectives.items():
     spec = dict(spec)
@@ -160,7 +172,7 @@ def pretrainer(
       spec,
       f"objectives.{name}",
       default=name,
-      given=dict(vocab=vocab, width=built.text.width),
+      given=dict(vocab=vocab, width=width, pooled_width=pooled_width),
       time=time,
     )
     _check_teacher(name, spec, config.ema_decay)
@@ -235,7 +247,14 @@ def job(config: config_lib.Run, workdir: pathlib.Path) -> Job:
   words = tokenizer(config.tokenizer, train_source, workdir)
   time = clock(config, len(train_source))
   trained = pretrainer(config, vocab=words.vocab, length=words.length, time=time)
-  batch = batch_spec(config.batch_size, trained.model.image.res, words.length)
+  batch = batch_spec(
+    config.batch_size, trained.model.image.res, words.length, trained.objectives
+  )
+  if pp.leaves_sizes(config.data.pp):
+    _check_takes_sizes(trained.model.image)
+    sized = [key for key in ("image", "image2") if key in batch]
+    sizes = jax.ShapeDtypeStruct((config.batch_size, 2), np.int32)
+    batch |= {f"{key}_size": sizes for key in sized}
   optim = component("", config.optim, "optim", default=OPTIM, time=time)
   params = step_lib.abstract_params(trained, batch)
   tx, schedule = optim_lib.make(optim, params, total_steps=time.total)
@@ -254,19 +273,34 @@ def job(config: config_lib.Run, workdir: pathlib.Path) -> Job:
   )
 
 
+def _check_takes_sizes(encoder):
+  """That padded images have an encoder which leaves the padding out."""
+  if "size" not in inspect.signature(type(encoder).__call__).parameters:
+    raise ValueError(
+      "config: data.pp: fit(…) leaves images of several sizes on a canvas, but the"
+      f" encoder model.image ({type(encoder).__module__}) reads whole squares: say"
+      ' model.image.type="patches", or resize(…) instead of fit(…).'
+    )
+
+
 OPTIM = "vlp_jax.training.optim:Optim"
 
 
 def batch_spec(
-  batch_size: int, res: int, length: int
+  batch_size: int,
+  res: int,
+  length: int,
+  objectives: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """What a global batch looks like on the device."""
+  """What a global batch looks like on the device, with what the objectives want."""
   shapes = dict(
     image=((batch_size, res, res, 3), np.uint8),
     text=((batch_size, length), np.int32),
     text_mask=((batch_size, length), np.bool_),
     image_id=((batch_size,), np.int32),
   )
+  for name, (shape, dtype) in columns_lib.of(objectives, res=res).specs.items():
+    shapes[name] = ((batch_size, *shape), np.dtype(dtype))
   return {key: jax.ShapeDtypeStruct(*value) for key, value in shapes.items()}
 
 
@@ -280,6 +314,12 @@ def check_batches(
   """
   first = next(batches)
   for key, spec in job.batch.items():
+    if key not in first:
+      raise ValueError(
+        f"config: data: an example has no {key!r}, which an objective wants as"
+        f" {spec.dtype}{list(spec.shape[1:])}; data.source gives"
+        f" {', '.join(map(repr, first))}. Name a source that has it."
+      )
     if first[key].shape[1:] != spec.shape[1:] or first[key].dtype != spec.dtype:
       got, want = (f"{x.dtype}{list(x.shape[1:])}" for x in (first[key], spec))
       hint = ""

@@ -22,7 +22,7 @@ from vlp_jax import config as config_lib
 from vlp_jax import schema
 
 # Modules of this package.
-COMMANDS = ("train", "evaluate")
+COMMANDS = ("train", "evaluate", "convert", "card")
 
 # Of a run in its workdir, so that it can be gone on with and evaluated without a file.
 CONFIG_FILE = "config.json"
@@ -188,4 +188,4 @@ def _ours(error):
   """Whether a line of this package raised it, or of a config or a plug-in of ours."""
   frames = traceback.extract_tb(error.__traceback__)
   last = pathlib.Path(frames[-1].filename).resolve()
-  return last.is_relative_to(schema.PACKAGE) or last.parent.name == "configs"
+  return last.is_relative_to(schema.PACKAGE) or "configs" in last.parts[-3:-1]

@@ -16,6 +16,7 @@ from vlp_jax import build
 from vlp_jax import cli
 from vlp_jax import config as config_lib
 from vlp_jax import report
+from vlp_jax.data import columns as columns_lib
 from vlp_jax.data import pipeline
 from vlp_jax.evaluators import retrieval
 from vlp_jax.interop import initial
@@ -70,6 +71,9 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
     process_count=jax.process_count(),
     max_bad=config.data.max_bad,
     workers=config.data.workers,
+    columns=columns_lib.of(
+      job.pretrainer.objectives, res=job.pretrainer.model.image.res
+    ),
   )
   fitting = build.check_batches(job, batches)
   if state is None:
@@ -223,7 +227,8 @@ def _fresh(job, abstract):
   loaded = None
   if job.config.init is not None:
     # First, with shapes alone: a file that does not fit is told before any compiling.
-    loaded = initial.load(job.config.init, abstract.params)
+    model = job.pretrainer.model
+    loaded = initial.load(job.config.init, abstract.params, model=model)
   state = step_lib.init_state(
     job.pretrainer,
     job.tx,

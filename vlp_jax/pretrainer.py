@@ -18,14 +18,17 @@ from vlp_jax.ops import reduce
 class Encoded:
   """What all objectives share of a batch: made once, with gradient.
 
-  image, text: Tokens of the two encoders. zimg, ztxt: float32 [B, E], unit norm.
+  image, text: Tokens of the two encoders. words: the text's Tokens that `fuse` takes
+  (`VLM.words`). zimg, ztxt: float32 [B, E], unit norm; None
+  where the model has no contrastive space.
   step: int32 [], for ramps.
   """
 
   image: tokens_lib.Tokens
   text: tokens_lib.Tokens
-  zimg: jax.Array
-  ztxt: jax.Array
+  words: tokens_lib.Tokens
+  zimg: jax.Array | None
+  ztxt: jax.Array | None
   step: jax.Array
 
 
@@ -55,7 +58,7 @@ class Pretrainer(nn.Module):
 
     Args:
       batch: image uint8 or float [B, R, R, 3], text int32 [B, L], text_mask bool
-        [B, L], image_id int32 [B].
+        [B, L], image_id int32 [B]; image_size int32 [B, 2] where images are padded.
       step: of the run, for ramps.
       teacher_params: averaged parameters, or None where there is no teacher.
       train: dropout on; the caller passes rngs "dropout", "mask" and "sample".
@@ -87,11 +90,13 @@ def encode(
   model: nn.Module, ask: Callable, batch: Mapping[str, jax.Array], step: jax.Array
 ) -> Encoded:
   """Both towers over a batch, by the live model or by the teacher."""
-  image = ask(model, "encode_image", batch["image"])
+  size = (batch["image_size"],) if "image_size" in batch else ()
+  image = ask(model, "encode_image", batch["image"], *size)
   text = ask(model, "encode_text", batch["text"], batch["text_mask"])
   return Encoded(
     image=image,
     text=text,
+    words=ask(model, "words", batch["text"], batch["text_mask"], text),
     zimg=ask(model, "embed_image", image),
     ztxt=ask(model, "embed_text", text),
     step=step,

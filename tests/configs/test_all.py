@@ -21,7 +21,8 @@ from vlp_jax.training import step as step_lib
 ROOT = pathlib.Path(__file__).parent.parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 PARTS = ("parts",)  # pieces of configs, themselves none
-NAMES = [f.stem for f in sorted((ROOT / "configs").glob("*.py")) if f.stem not in PARTS]
+FILES = [f.relative_to(ROOT / "configs") for f in sorted(ROOT.glob("configs/**/*.py"))]
+NAMES = [str(f.with_suffix("")) for f in FILES if f.stem not in PARTS]
 # A file compares its argument with the names that it knows.
 ARGS = {
   name: re.findall(r'arg == "(\w+)"', (ROOT / "configs" / f"{name}.py").read_text())
@@ -47,7 +48,10 @@ def stand_in(config):
   """(vocabulary, length) of the tokenizer that the config names."""
   recipe = config.tokenizer.get("train") or {}
   size = recipe.get("vocab_size", BERT)
-  vocab = vocab_lib.Vocab(size=size, pad=0, unk=1, cls=2, sep=3, mask=4)
+  roles = {}
+  if config.tokenizer.get("roles"):
+    roles, size = {"dec": size, "enc": size + 1}, size + 2
+  vocab = vocab_lib.Vocab(size=size, pad=0, unk=1, cls=2, sep=3, mask=4, **roles)
   return vocab, config.tokenizer["length"]
 
 
@@ -56,7 +60,9 @@ def shapes(config):
   vocab, length = stand_in(config)
   time = build.clock(config, EXAMPLES)
   pretrainer = build.pretrainer(config, vocab=vocab, length=length, time=time)
-  batch = build.batch_spec(config.batch_size, pretrainer.model.image.res, length)
+  batch = build.batch_spec(
+    config.batch_size, pretrainer.model.image.res, length, pretrainer.objectives
+  )
   optim = build.component("", config.optim, "optim", default=build.OPTIM, time=time)
   params = step_lib.abstract_params(pretrainer, batch)
   tx, schedule = optim_lib.make(optim, params, total_steps=time.total)
@@ -139,7 +145,7 @@ def test_golden_text(name, shapes_of):
   text = describe(load(name), shapes_of(name)[0])
   path = GOLDEN / f"{name}.txt"
   if os.environ.get("UPDATE_GOLDEN", "0") not in ("", "0"):
-    GOLDEN.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     path.write_text(text, "utf-8")
   assert path.is_file(), f"no {path.name}: UPDATE_GOLDEN=1 writes it"
   assert text == path.read_text("utf-8"), (
@@ -149,7 +155,8 @@ def test_golden_text(name, shapes_of):
 
 
 def test_golden_texts_are_of_configs():
-  assert {f.stem for f in GOLDEN.glob("*.txt")} == set(NAMES)
+  found = {str(f.relative_to(GOLDEN).with_suffix("")) for f in GOLDEN.rglob("*.txt")}
+  assert found == set(NAMES)
 
 
 def test_albef_has_the_published_size(shapes_of):

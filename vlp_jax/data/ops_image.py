@@ -72,6 +72,41 @@ def resize_shorter(size: int) -> Op:
   return op
 
 
+def fit(shorter: int, longer: int, multiple: int = 32) -> Op:
+  """The shorter side to `shorter`, the longer at most `longer`, on a black canvas.
+
+  Pixel-BERT's resizing as ViLT does it (vilt/transforms/utils.py MinMaxResize): both
+  sides are then cut to a multiple of `multiple`. The canvas is a square of `longer`,
+  cut so too, with the image in its upper left corner; "image_size" is the image's
+  (rows, columns), for encoders that take it. The last word on images.
+  """
+  _check_size(multiple)
+  if not multiple <= shorter <= longer:
+    raise ValueError(
+      f"shorter={shorter}, longer={longer}: want {multiple} (multiple) <= shorter <="
+      " longer."
+    )
+  side = longer // multiple * multiple
+
+  def op(example, rng):
+    del rng
+    image = decode_lib.load(_opened(example, "fit"))
+    width, height = image.size
+    scale = shorter / min(width, height)
+    if max(width, height) * scale > longer:
+      scale = longer / max(width, height)
+    # The official order of roundings.
+    size = [int(x * scale + 0.5) // multiple * multiple for x in (width, height)]
+    if not all(size):
+      raise BadRecordError("too narrow", f"{width}×{height}")
+    canvas = np.zeros((side, side, 3), np.uint8)
+    canvas[: size[1], : size[0]] = np.asarray(_resized(image, tuple(size)))
+    sizes = np.array(size[::-1], np.int32)
+    return example | {"image": canvas, "image_size": sizes}
+
+  return op
+
+
 def center_crop(size: int) -> Op:
   """The middle square of this size; torchvision's CenterCrop."""
   _check_size(size)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from vlp_jax.data import columns as columns_lib
 from vlp_jax.data import ops_image
 from vlp_jax.data import pp as pp_lib
 
@@ -102,6 +103,7 @@ def train_batches(
   process_count: int = 1,
   max_bad: float = 0.01,
   workers: int | None = None,
+  columns: columns_lib.Columns | None = None,
 ) -> "TrainBatches":
   """Endless batches from position `start` of the run on.
 
@@ -115,10 +117,12 @@ def train_batches(
     process_index, process_count: of `jax.distributed`.
     max_bad: share of broken records beyond which iterating raises BadDataError.
     workers: batches that are prepared at once; None: by the number of cores.
+    columns: what a batch has beside these; None: nothing.
 
   Returns:
     Iterator of {"image": uint8 [B, R, R, 3], "text": int32 [B, L], "text_mask": bool
-    [B, L], "image_id": int32 [B]}.
+    [B, L], "image_id": int32 [B]}, the columns, and "image_size": int32 [B, 2] where
+    pp pads.
 
   Raises:
     ValueError: pp is wrong, the source is empty, or the batch does not split over the
@@ -137,7 +141,9 @@ def train_batches(
     raise ValueError(f"seed={seed}, start={start}: want 0 or more.")
   rows = batch_size // process_count
   first = start + process_index * rows
-  loader = _Loader(source, op, tokenizer, seed)
+  more = columns or columns_lib.Columns()
+  loader = _Loader(source, op, tokenizer, seed, more)
+  kinds = COLUMNS | {name: tf.as_dtype(x.dtype) for name, x in more.empty().items()}
   loaded: dict[int, Any] = {}  # what is to be told of a batch, by its first position
 
   def load(begin, positions, indices):
@@ -145,15 +151,16 @@ def train_batches(
       batch, broken = loader.batch(positions, indices)
     except Exception as error:
       # tf.data would hand on its text alone, so an empty batch goes ahead of it.
-      batch = {key: np.zeros(0, t.as_numpy_dtype) for key, t in COLUMNS.items()}
+      batch = {key: np.zeros(0, t.as_numpy_dtype) for key, t in kinds.items()}
       broken = error
-    loaded[int(begin)] = broken
-    return tuple(batch[key] for key in COLUMNS)
+    extra = {key: value for key, value in batch.items() if key not in kinds}
+    loaded[int(begin)] = broken, extra
+    return tuple(batch[key] for key in kinds)
 
   def step(begin):
     positions = begin + tf.range(rows, dtype=tf.int64)
     indices = shuffled(positions, len(source), seed)
-    types = tuple(COLUMNS.values())
+    types = tuple(kinds.values())
     return begin, tuple(tf.numpy_function(load, (begin, positions, indices), types))
 
   parallel = workers or max(1, min(8, _cores() // 2))
@@ -162,7 +169,7 @@ def train_batches(
   options.threading.private_threadpool_size = parallel + 1
   steps = tf.data.Dataset.range(first, tf.int64.max, batch_size)
   data = steps.map(step, num_parallel_calls=parallel).prefetch(2).with_options(options)
-  return TrainBatches(data, loaded, Bad(max_bad))
+  return TrainBatches(data, loaded, Bad(max_bad), tuple(kinds))
 
 
 class TrainBatches:
@@ -172,8 +179,15 @@ class TrainBatches:
     bad: {reason: number} of broken records in the batches so far.
   """
 
-  def __init__(self, data: tf.data.Dataset, loaded: dict[int, Any], bad: Bad):
+  def __init__(
+    self,
+    data: tf.data.Dataset,
+    loaded: dict[int, Any],
+    bad: Bad,
+    names: tuple[str, ...],
+  ):
     self._iterator = data.as_numpy_iterator()
+    self._names = names
     self._loaded = loaded
     self._bad = bad
     self.bad = bad.counts
@@ -183,10 +197,10 @@ class TrainBatches:
 
   def __next__(self) -> dict[str, np.ndarray]:
     begin, columns = next(self._iterator)
-    broken = self._loaded.pop(int(begin))
+    broken, extra = self._loaded.pop(int(begin))
     if isinstance(broken, Exception):
       raise broken
-    batch = dict(zip(COLUMNS, columns, strict=True))
+    batch = dict(zip(self._names, columns, strict=True)) | extra
     self._bad.add(len(batch["image_id"]), broken)
     return batch
 
@@ -214,6 +228,7 @@ class _Loader:
   op: pp_lib.Op
   tokenizer: Any
   seed: int
+  columns: columns_lib.Columns
 
   def batch(self, positions: np.ndarray, indices: np.ndarray):
     """The examples `indices`, which stand at `positions` of the run.
@@ -231,7 +246,9 @@ class _Loader:
       "text_mask": mask,
       "image_id": np.array([row["image_id"] for row in rows], np.int32),
     }
-    return batch, broken
+    if "image_size" in rows[0]:
+      batch["image_size"] = np.stack([row["image_size"] for row in rows])
+    return batch | self.columns.batch(rows, self.tokenizer), broken
 
   def _good(self, position, raw, broken):
     """The example of this record, or of the first of its substitutes that is whole."""
@@ -242,7 +259,9 @@ class _Loader:
       try:
         captions = raw["captions"]
         choice = int(rng.integers(len(captions))) if len(captions) > 1 else 0
-        return _example(raw, captions[choice] if captions else "", self.op, rng)
+        caption = captions[choice] if captions else ""
+        example = _example(raw, caption, self.op, rng)
+        return example | self.columns.example(raw, self.op, rng)
       except ops_image.BadRecordError as error:
         broken.append((raw["key"], error))
     last = "; ".join(f"{key}: {error}" for key, error in broken[-NAMED:])
@@ -267,7 +286,7 @@ def eval_images(
   Raises:
     ValueError: a record is broken: an evaluation leaves none out by itself.
   """
-  op = pp_lib.parse(pp)
+  op = _parse_square(pp)
 
   def load(indices):
     rows = [_strict(r, _image, op) for r in source.read(indices)]
@@ -317,20 +336,32 @@ def eval_texts(
 
 
 def eval_pairs(
-  source: Any, pp: str, tokenizer: Any, *, batch_size: int, workers: int | None = None
+  source: Any,
+  pp: str,
+  tokenizer: Any,
+  *,
+  batch_size: int,
+  workers: int | None = None,
+  columns: columns_lib.Columns | None = None,
 ) -> Iterator[dict[str, Any]]:
-  """Each example with its first caption: what `eval_images` and `eval_texts` yield."""
-  op = pp_lib.parse(pp)
+  """Each example with its first caption: what `eval_images` and `eval_texts` yield.
+
+  And the columns, if there are any.
+  """
+  op = _parse_square(pp)
+  more = columns or columns_lib.Columns()
 
   def load(indices):
     raw = source.read(indices)
     first = [r["captions"][0] if r["captions"] else "" for r in raw]
     rows = [
       _strict(r, _example, caption, op, np.random.default_rng(0))
+      | _strict(r, more.example, op, np.random.default_rng(0))
       for r, caption in zip(raw, first, strict=True)
     ]
     ids, mask = tokenizer.encode([row["caption"] for row in rows])
     batch = {"image": stack(rows), "text": ids, "text_mask": mask}
+    batch |= more.batch(rows, tokenizer)
     batch = _filled(batch | _ids(rows, indices), batch_size)
     return batch | {"caption": _fill([_text(c) for c in first], batch_size)}
 
@@ -354,6 +385,16 @@ def _ahead(
     finally:
       for future in waiting:
         future.cancel()
+
+
+def _parse_square(pp):
+  """The op of a pp that leaves images whole."""
+  if pp_lib.leaves_sizes(pp):
+    raise ValueError(
+      f"config: evaluation: pp={pp!r}: evaluators take images without padding: say"
+      " resize(…) instead of fit(…)."
+    )
+  return pp_lib.parse(pp)
 
 
 def _chunks(source, batch_size):

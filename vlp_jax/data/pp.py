@@ -49,6 +49,11 @@ def parse_captions(text: str) -> Op:
   return chain
 
 
+def leaves_sizes(text: str) -> bool:
+  """Whether examples get an "image_size": images of several sizes on one canvas."""
+  return any(name == "fit" for name, _ in _ops(text))
+
+
 @functools.cache
 def words() -> dict[str, Any]:
   """All words, name -> function."""
@@ -83,6 +88,8 @@ def _check_order(names, text):
     raise ValueError(f"pp: {text!r} lacks decode {first}: images come as files.")
   if "decode" in names[1:]:
     raise ValueError(f"pp: {text!r} says decode twice: leave the later one out.")
+  if "fit" in names[:-1]:
+    raise ValueError(f"pp: {text!r}: fit pads, so it is the last word on images.")
 
 
 def _split(text):

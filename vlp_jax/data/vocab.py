@@ -12,6 +12,8 @@ class Vocab:
   Attributes:
     size: number of ids; every id is in 0 … size - 1.
     pad, unk, cls, sep, mask: the special ids. Row position 0 is always `cls`.
+    dec, enc: the ids that a row has instead of `cls` where a model writes it, and where
+      it reads it together with an image (BLIP); None: there are none.
     continuation: ids of pieces that continue a word (for whole-word masking).
   """
 
@@ -21,12 +23,15 @@ class Vocab:
   cls: int
   sep: int
   mask: int
+  dec: int | None = None
+  enc: int | None = None
   continuation: tuple[int, ...] = dataclasses.field(default=(), repr=False)
 
   @property
   def special(self) -> tuple[int, ...]:
     """The ids that stand for no text and are never masked: [UNK] is none of them."""
-    return (self.pad, self.cls, self.sep, self.mask)
+    ids = (self.pad, self.cls, self.sep, self.mask, self.dec, self.enc)
+    return tuple(i for i in ids if i is not None)
 
 
 def pack(

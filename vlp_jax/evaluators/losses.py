@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from vlp_jax.data import columns as columns_lib
 from vlp_jax.data import pipeline
 from vlp_jax.evaluators import placement
 
@@ -53,11 +54,16 @@ class Evaluator:
       loss, metrics = pretrainer.apply({"params": params}, batch, rngs=rngs)
       return {"loss": loss} | dict(metrics)
 
+    columns = columns_lib.of(objectives, res=pretrainer.model.image.res)
+    names = ("image", "text", "text_mask", "image_id", *columns.specs)
+
     def batches():
       full = 0
-      for batch in pipeline.eval_pairs(source, pp, tokenizer, batch_size=batch_size):
+      for batch in pipeline.eval_pairs(
+        source, pp, tokenizer, batch_size=batch_size, columns=columns
+      ):
         if batch["valid"].all():
-          arrays = {k: batch[k] for k in ("image", "text", "text_mask", "image_id")}
+          arrays = {name: batch[name] for name in names}
           yield None, (place.split(arrays), full)
           full += 1
       if not full:

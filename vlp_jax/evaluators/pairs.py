@@ -73,7 +73,8 @@ def text_encoder(
   def encode(params, ids, mask):
     def call(m, ids, mask):
       out = m.model.encode_text(ids, mask)
-      return m.model.embed_text(out), out if tokens else None
+      words = m.model.words(ids, mask, out) if tokens else None
+      return m.model.embed_text(out), words
 
     return pretrainer.apply({"params": params}, ids, mask, method=call)
 

@@ -112,7 +112,7 @@ def cross_attention(
 
   def call(m, image, ids, mask):
     images = m.model.encode_image(image)
-    texts = m.model.encode_text(ids, mask)
+    texts = m.model.words(ids, mask)
     if kind == "attention":
       return m.model.fuse(images, texts).x
     return m.objectives[objective].score(m.model, images, texts)

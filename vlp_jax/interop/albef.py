@@ -8,7 +8,6 @@ the memory of `objectives_itc`.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import os
-import re
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,16 @@ from vlp_jax.interop import towers
 from vlp_jax.ops import tree as tree_lib
 
 # Sizes: those of `towers`, E embedding, Q queue.
+
+CROSS = "crossattention.self.query.weight"
+# A checkpoint of this format has tensors of these names.
+SIGNATURE = (
+  r"visual_encoder\..*",
+  r"text_encoder\.bert\..*",
+  r"itm_head\..*",
+  r"temp",
+  r"!text_decoder\..*",
+)
 
 # Upstream has no momentum copy of these: the averaged tree gets the live ones.
 NO_MOMENTUM = (
@@ -43,34 +52,27 @@ class Checkpoint:
 def load(
   path: str | os.PathLike,
   *,
-  num_heads_image: int,
-  num_heads_text: int,
-  fusion_layer: int,
+  num_heads_image: int | None = None,
+  num_heads_text: int | None = None,
+  fusion_layer: int | None = None,
   key: str | None = None,
 ) -> Checkpoint:
   """Reads an official pretraining file (ALBEF.pth: 12 heads each, fusion_layer=6).
 
   Args:
     path: see `reader.load`, also for `key`.
-    num_heads_image, num_heads_text: heads of ViT and BERT; no shape tells them.
-    fusion_layer: the first layer of BERT that attends to the image.
+    num_heads_image, num_heads_text: heads of ViT and BERT, which no shape tells; None:
+      of 64 each, as in all that the official code makes.
+    fusion_layer: the first layer of BERT that attends to the image; None: found.
 
   Raises:
     FileNotFoundError, ValueError: see `reader.load` and `rules.from_theirs`.
   """
   tensors = reader.load(path, key=key)
-  depth_text = _depth(tensors, "text_encoder.bert.encoder.layer", path)
-  if not 0 < fusion_layer < depth_text:
-    raise ValueError(
-      f"fusion_layer={fusion_layer}, but {path} has {depth_text} layers of text:"
-      f" say 1 to {depth_text - 1}."
-    )
-  table = pretraining_rules(
-    depth_image=_depth(tensors, "visual_encoder.blocks", path),
-    depth_text=depth_text,
-    fusion_layer=fusion_layer,
-  )
-  sizes = dict(M=num_heads_image, N=num_heads_text)
+  text, kind = "text_encoder.bert.", "ALBEF pretraining checkpoint"
+  depths = depths_of(tensors, text, f"{path} is no {kind}", fusion_layer)
+  sizes = heads_of(tensors, text, num_heads_image, num_heads_text)
+  table = pretraining_rules(**depths)
   what = f"the ALBEF checkpoint {path}"
   tree = rules.from_theirs(tensors, table, sizes=sizes, what=what)
   live = tree_lib.flatten(tree["params"])
@@ -170,14 +172,12 @@ def pretraining_rules(
   depths = dict(
     depth_image=depth_image, depth_text=depth_text, fusion_layer=fusion_layer
   )
-  memory = "memory/objectives_itc"
+  ids = "memory/objectives_itc/id_queue"
   return [
     *parameter_rules(**depths, ours="params/"),
     *parameter_rules(**depths, ours="ema/", momentum=True),
-    rules.Rule("image_queue", f"{memory}/image_queue", "E Q -> Q E"),
-    rules.Rule("text_queue", f"{memory}/text_queue", "E Q -> Q E"),
-    rules.Rule("queue_ptr", f"{memory}/ptr", "1 ->", dtype=("int64", "int32")),
-    rules.Fill(f"{memory}/id_queue", lambda sizes: np.full(sizes["Q"], -1, np.int32)),
+    *queue_rules(),
+    rules.Fill(ids, lambda sizes: np.full(sizes["Q"], -1, np.int32)),
   ]
 
 
@@ -195,10 +195,7 @@ def parameter_rules(
   model = f"{ours}model"
   table = [
     *towers.vit_rules(f"visual_encoder{m}.", f"{model}/image", depth_image),
-    *towers.bert_embedding_rules(f"{text}.bert.embeddings.", f"{model}/text"),
-    *towers.bert_layer_rules(
-      f"{text}.bert.encoder.layer.", f"{model}/text/blocks", range(fusion_layer)
-    ),
+    *text_rules(f"{text}.bert.", model, fusion_layer),
     *towers.bert_layer_rules(
       f"{text}.bert.encoder.layer.",
       f"{model}/fusion/blocks",
@@ -218,6 +215,25 @@ def parameter_rules(
       f"{model}/text/word/embedding",
       "V D -> V D",
     ),
+    *contrast_rules(ours, momentum=momentum),
+  ]
+  return table
+
+
+def text_rules(theirs: str, model: str, fusion_layer: int) -> rules.Table:
+  """BERT below the image, but for the words; `theirs` is its prefix."""
+  return [
+    *towers.bert_embedding_rules(f"{theirs}embeddings.", f"{model}/text"),
+    *towers.bert_layer_rules(
+      f"{theirs}encoder.layer.", f"{model}/text/blocks", range(fusion_layer)
+    ),
+  ]
+
+
+def contrast_rules(ours: str = "", *, momentum: bool = False) -> rules.Table:
+  """What ITC and ITM have, in pretraining and in retrieval."""
+  m, model = "_m" if momentum else "", f"{ours}model"
+  table = [
     *towers.linear_rules(f"vision_proj{m}.", f"{model}/image_proj", "W", "E"),
     *towers.linear_rules(f"text_proj{m}.", f"{model}/text_proj", "D", "E"),
   ]
@@ -229,15 +245,50 @@ def parameter_rules(
   return table
 
 
-def _depth(tensors, prefix, path):
-  """One more than the highest layer named so."""
-  found = [re.match(rf"{re.escape(prefix)}\.(\d+)\.", name) for name in tensors]
-  numbers = [int(match[1]) for match in found if match]
-  if not numbers:
+def queue_rules() -> rules.Table:
+  """The queues of ITC, but for the ids of their images."""
+  memory = "memory/objectives_itc"
+  return [
+    rules.Rule("image_queue", f"{memory}/image_queue", "E Q -> Q E"),
+    rules.Rule("text_queue", f"{memory}/text_queue", "E Q -> Q E"),
+    rules.Rule("queue_ptr", f"{memory}/ptr", "1 ->", dtype=("int64", "int32")),
+  ]
+
+
+def depths_of(
+  tensors: Mapping[str, Any], text: str, what: str, fusion_layer: int | None = None
+) -> dict[str, int]:
+  """What the rules want to know of the towers; `text` is the prefix of BERT.
+
+  Raises:
+    ValueError: it is no checkpoint of this kind; `what` says which it is not.
+  """
+  layers = f"{text}encoder.layer."
+  depth_text = towers.depth(tensors, f"{layers}{{i}}.", what)
+  cross = [i for i in range(depth_text) if f"{layers}{i}.{CROSS}" in tensors]
+  fusion_layer = min(cross, default=0) if fusion_layer is None else fusion_layer
+  if not 0 < fusion_layer < depth_text:
     raise ValueError(
-      f"{path} is no ALBEF pretraining checkpoint: it has no tensor {prefix}.0.…"
+      f"fusion_layer={fusion_layer}, but {what.split()[0]} has {depth_text} layers of"
+      f" text: say 1 to {depth_text - 1}."
     )
-  return 1 + max(numbers)
+  return dict(
+    depth_image=towers.depth(tensors, "visual_encoder.blocks.{i}.", what),
+    depth_text=depth_text,
+    fusion_layer=fusion_layer,
+  )
+
+
+def heads_of(
+  tensors: Mapping[str, Any], text: str, image: int | None, words: int | None
+) -> dict[str, int]:
+  """{"M", "N"}: heads of the ViT and of BERT; `text` is the prefix of BERT."""
+  return dict(
+    M=towers.heads(tensors, "visual_encoder.norm.weight", image, "num_heads_image"),
+    N=towers.heads(
+      tensors, f"{text}embeddings.LayerNorm.weight", words, "num_heads_text"
+    ),
+  )
 
 
 def _with_momentum(tree):

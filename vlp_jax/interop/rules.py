@@ -27,8 +27,9 @@ class Rule:
   """Some tensors of theirs <-> some leaves of ours.
 
   Attributes:
-    theirs: name of their tensor, `{i}` for the layer. Several names are copies of one
-      tensor (tied weights): a file has one or more, which must agree; all are written.
+    theirs: name of their tensor, `{i}` for the layer, `{i+1}` for the next. Several
+      names are copies of one tensor (tied weights): a file has one or more, which must
+      agree; all are written.
     ours: path of our leaf. Several paths share out the leading axis of the right side
       (fused query, key and value).
     axes: "left -> right", an axis being a letter, a number, or several in parentheses
@@ -114,11 +115,11 @@ def from_theirs(
       every wrong shape.
   """
   faults = Faults(what)
-  tensors = {name: x for name, x in tensors.items() if not _matches(name, skip)}
+  tensors = {name: x for name, x in tensors.items() if not matches(name, skip)}
   wanted = needed = None
   if shapes is not None:
     wanted = tree_lib.flatten(shapes)
-    needed = {path for path in wanted if not _matches(path, fresh)}
+    needed = {path for path in wanted if not matches(path, fresh)}
   known = {
     name for rule in table if not isinstance(rule, Fill) for name in _their_names(rule)
   }
@@ -146,6 +147,55 @@ def from_theirs(
     leaves = _fit(leaves, wanted, table, needed, faults)
   faults.check()
   return nest(leaves)
+
+
+def fill(
+  abstract: Mapping[str, Any],
+  below: Sequence[str],
+  tensors: Mapping[str, np.ndarray],
+  table: Table,
+  *,
+  sizes: letters.Sizes | None = None,
+  skip: Sequence[str] = (),
+  fresh: Sequence[str] = (),
+  what: str = "the checkpoint",
+) -> dict[str, Any]:
+  """A tree of ours of which only some branches come from their tensors.
+
+  Args:
+    abstract: the whole tree; leaves have shape and dtype.
+    below: paths of the branches that the tensors must fill, but for `fresh`.
+    tensors, table, sizes, skip, fresh, what: as of `from_theirs`.
+
+  Returns:
+    The tree, with the leaf of `abstract` where nothing came.
+
+  Raises:
+    ValueError: as `from_theirs`, and a branch that the tree does not have.
+  """
+  leaves = tree_lib.flatten(abstract)
+  branches = {
+    name: leaf
+    for name, leaf in leaves.items()
+    if any(name.startswith(f"{path}/") for path in below)
+  }
+  for path in below:
+    if not any(name.startswith(f"{path}/") for name in branches):
+      there = sorted({"/".join(name.split("/")[:2]) for name in leaves})
+      raise ValueError(
+        f"{what}: into={path!r}: the model has no such branch; it has"
+        f" {', '.join(there)}."
+      )
+  found = from_theirs(
+    tensors,
+    table,
+    sizes=sizes,
+    shapes=nest(branches),
+    skip=skip,
+    fresh=fresh,
+    what=what,
+  )
+  return nest(leaves | tree_lib.flatten(found))
 
 
 def to_theirs(
@@ -187,6 +237,21 @@ def to_theirs(
   return tensors
 
 
+def relabel(table: Table, letters: Mapping[str, str]) -> list[Rule | Constant | Fill]:
+  """The table with other letters, for a second tower of other sizes: {"D": "E"}.
+
+  Only rules; constants and fills name their sizes themselves.
+  """
+
+  def rename(rule):
+    if not isinstance(rule, Rule):
+      return rule
+    swap = lambda found: letters.get(found[0], found[0])
+    return dataclasses.replace(rule, axes=re.sub(r"[A-Za-z]+", swap, rule.axes))
+
+  return [rename(rule) for rule in table]
+
+
 def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
   """{"a/b": leaf} -> {"a": {"b": leaf}}."""
   tree = {}
@@ -218,7 +283,7 @@ def _their_names(rule, layer=None):
     return (rule.theirs,)
   layers = [layer] if layer is not None or rule.layers is None else rule.layers
   return tuple(
-    name if i is None else name.replace("{i}", str(i))
+    name if i is None else name.replace("{i}", str(i)).replace("{i+1}", str(i + 1))
     for i in layers
     for name in _tuple(rule.theirs)
   )
@@ -231,7 +296,8 @@ def _layer_shape(shape, rule):
   return shape if count == 1 else (count, *shape)
 
 
-def _matches(name, patterns):
+def matches(name: str, patterns: Sequence[str]) -> bool:
+  """Whether one of the regular expressions is of the whole name."""
   return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 

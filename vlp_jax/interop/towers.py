@@ -5,10 +5,48 @@ W width, G mlp, M heads, h head_dim, L tokens, p q patch. Text: D width, F mlp, 
 H head_dim, T positions, K types, V words.
 """
 
+from collections.abc import Iterable, Mapping
+import re
+from typing import Any
+
 import numpy as np
 
 from vlp_jax.interop import rules
 from vlp_jax.ops import posembed
+
+HEAD_DIM = 64  # of ViT-S, B and L, BERT, RoBERTa
+
+
+def heads(tensors: Mapping[str, Any], norm: str, given: int | None, option: str) -> int:
+  """How many heads a tower has: what is given, or heads of 64.
+
+  Args:
+    tensors: name to array. norm: name of one that is as long as the tower is wide.
+    given: None: not said. option: how it is said, for the message.
+  """
+  if given is not None or norm not in tensors:
+    return given or 1  # Without its tensors the tower is missing, which is told.
+  (width,) = tensors[norm].shape
+  if width % HEAD_DIM:
+    raise ValueError(
+      f"{norm} is of width {width}, not a multiple of {HEAD_DIM}; no tensor tells how"
+      f" many heads there are: say {option}=…"
+    )
+  return width // HEAD_DIM
+
+
+def depth(names: Iterable[str], layer: str, what: str) -> int:
+  """One more than the highest `{i}` of `layer`, a prefix of names.
+
+  Raises:
+    ValueError: there is none; `what` says of the file what it is not.
+  """
+  before, after = (re.escape(part) for part in layer.split("{i}"))
+  found = [re.match(rf"{before}(\d+){after}", name) for name in names]
+  numbers = [int(match[1]) for match in found if match]
+  if not numbers:
+    raise ValueError(f"{what}: it has no tensor {layer.format(i=0)}…")
+  return 1 + max(numbers)
 
 
 def linear_rules(
@@ -33,20 +71,40 @@ def norm_rules(
   ]
 
 
+def posembed_rule(theirs: str, ours: str) -> rules.Rule:
+  """A ViT's table of positions, which is resized to the model's grid (sizes L W)."""
+  return rules.Rule(theirs, ours, "1 L W -> L W", fit=_resize)
+
+
 def vit_rules(theirs: str, ours: str, depth: int) -> rules.Table:
   """A Vision Transformer of timm 0.4 (sizes W G M h L p q)."""
+  return [*vit_embedding_rules(theirs, ours), *vit_block_rules(theirs, ours, depth)]
+
+
+def vit_embedding_rules(theirs: str, ours: str, fit: Any = None) -> rules.Table:
+  """Its patches, positions and class token (sizes W L p q).
+
+  fit: of the table of positions, see `rules.Rule`; None: resized, bicubic.
+  """
+  fit = fit or _resize
+  return [
+    rules.Rule(f"{theirs}cls_token", f"{ours}/cls", "1 1 W -> W"),
+    rules.Rule(f"{theirs}pos_embed", f"{ours}/posemb", "1 L W -> L W", fit=fit),
+    rules.Rule(
+      f"{theirs}patch_embed.proj.weight", f"{ours}/patch/kernel", "W 3 p q -> (p q 3) W"
+    ),
+    rules.Rule(f"{theirs}patch_embed.proj.bias", f"{ours}/patch/bias", "W -> W"),
+  ]
+
+
+def vit_block_rules(theirs: str, ours: str, depth: int) -> rules.Table:
+  """Its blocks and the norm after them (sizes W G M h)."""
   layers = range(depth)
   block, blocks = f"{theirs}blocks.{{i}}.", f"{ours}/blocks"
   qkv = [
     tuple(f"{blocks}/attn/{c}/{p}" for c in ("query", "key", "value")) for p in _KB
   ]
   return [
-    rules.Rule(f"{theirs}cls_token", f"{ours}/cls", "1 1 W -> W"),
-    rules.Rule(f"{theirs}pos_embed", f"{ours}/posemb", "1 L W -> L W", fit=_resize),
-    rules.Rule(
-      f"{theirs}patch_embed.proj.weight", f"{ours}/patch/kernel", "W 3 p q -> (p q 3) W"
-    ),
-    rules.Rule(f"{theirs}patch_embed.proj.bias", f"{ours}/patch/bias", "W -> W"),
     *norm_rules(f"{block}norm1.", f"{blocks}/norm_attn", "W", layers),
     rules.Rule(f"{block}attn.qkv.weight", qkv[0], "(3 M h) W -> 3 W M h", layers),
     rules.Rule(f"{block}attn.qkv.bias", qkv[1], "(3 M h) -> 3 M h", layers),
@@ -61,6 +119,35 @@ def vit_rules(theirs: str, ours: str, depth: int) -> rules.Table:
     *linear_rules(f"{block}mlp.fc1.", f"{blocks}/mlp/up", "W", "G", layers),
     *linear_rules(f"{block}mlp.fc2.", f"{blocks}/mlp/down", "G", "W", layers),
     *norm_rules(f"{theirs}norm.", f"{ours}/norm", "W"),
+  ]
+
+
+def clip_vit_rules(theirs: str, ours: str, depth: int) -> rules.Table:
+  """The Vision Transformer of OpenAI's CLIP without its projection (W G M h L p q)."""
+  layers = range(depth)
+  block, blocks = f"{theirs}transformer.resblocks.{{i}}.", f"{ours}/blocks"
+  qkv = [
+    tuple(f"{blocks}/attn/{c}/{p}" for c in ("query", "key", "value")) for p in _KB
+  ]
+  out = f"{blocks}/attn/out"
+  return [
+    rules.Rule(f"{theirs}class_embedding", f"{ours}/cls", "W -> W"),
+    rules.Rule(
+      f"{theirs}positional_embedding", f"{ours}/posemb", "L W -> L W", fit=_resize
+    ),
+    rules.Rule(f"{theirs}conv1.weight", f"{ours}/patch/kernel", "W 3 p q -> (p q 3) W"),
+    *norm_rules(f"{theirs}ln_pre.", f"{ours}/norm_pre", "W"),
+    *norm_rules(f"{block}ln_1.", f"{blocks}/norm_attn", "W", layers),
+    rules.Rule(f"{block}attn.in_proj_weight", qkv[0], "(3 M h) W -> 3 W M h", layers),
+    rules.Rule(f"{block}attn.in_proj_bias", qkv[1], "(3 M h) -> 3 M h", layers),
+    rules.Rule(
+      f"{block}attn.out_proj.weight", f"{out}/kernel", "W (M h) -> M h W", layers
+    ),
+    rules.Rule(f"{block}attn.out_proj.bias", f"{out}/bias", "W -> W", layers),
+    *norm_rules(f"{block}ln_2.", f"{blocks}/norm_mlp", "W", layers),
+    *linear_rules(f"{block}mlp.c_fc.", f"{blocks}/mlp/up", "W", "G", layers),
+    *linear_rules(f"{block}mlp.c_proj.", f"{blocks}/mlp/down", "G", "W", layers),
+    *norm_rules(f"{theirs}ln_post.", f"{ours}/norm", "W"),
   ]
 
 
@@ -84,19 +171,32 @@ def bert_embedding_rules(theirs: str, ours: str) -> rules.Table:
 
 
 def bert_layer_rules(
-  theirs: str, ours: str, layers: range, *, cross: bool = False
+  theirs: str,
+  ours: str,
+  layers: range,
+  *,
+  cross: bool = False,
+  memory: str = "W",
+  shared: bool = False,
 ) -> rules.Table:
-  """Layers of BERT, with cross-attention to the image (sizes D F N H, and W)."""
-  layer = f"{theirs}{{i}}."
+  """Layers of BERT, with cross-attention to the image (sizes D F N H, and W).
+
+  Args:
+    theirs, ours, layers: as of all rules; `theirs` may hold the layer, `{i}`.
+    cross: with cross-attention, to tokens of the width `memory`.
+    shared: keys and values of the cross-attention have rules of their own.
+  """
+  layer = theirs if "{i" in theirs else f"{theirs}{{i}}."
   table = [
-    *_bert_attention(f"{layer}attention.", f"{ours}/attn", "D", layers),
+    *_bert_attention(f"{layer}attention.", f"{ours}/attn", "D", layers, _QKV),
     *norm_rules(
       f"{layer}attention.output.LayerNorm.", f"{ours}/norm_attn", "D", layers
     ),
   ]
   if cross:
     theirs = f"{layer}crossattention."
-    table += _bert_attention(theirs, f"{ours}/cross", "W", layers)
+    names = ("query",) if shared else _QKV
+    table += _bert_attention(theirs, f"{ours}/cross", memory, layers, names)
     table += norm_rules(f"{theirs}output.LayerNorm.", f"{ours}/norm_cross", "D", layers)
   return [
     *table,
@@ -106,10 +206,11 @@ def bert_layer_rules(
   ]
 
 
-def _bert_attention(theirs, ours, memory, layers):
+def _bert_attention(theirs, ours, memory, layers, names):
   """Keys and values are of `memory`'s width."""
   table = []
-  for name, width in (("query", "D"), ("key", memory), ("value", memory)):
+  for name in names:
+    width = "D" if name == "query" else memory
     weight, bias = f"{theirs}self.{name}.weight", f"{theirs}self.{name}.bias"
     split = f"(N H) {width} -> {width} N H"
     table += [
@@ -124,19 +225,33 @@ def _bert_attention(theirs, ours, memory, layers):
   ]
 
 
-def bert_mlm_rules(theirs: str, ours: str) -> rules.Table:
-  """BERT's head for masked words but for its decoder, which is tied (sizes D V)."""
+def bert_mlm_rules(theirs: str, ours: str, *, decoder_bias: bool = True) -> rules.Table:
+  """BERT's head for masked words but for its decoder, which is tied (sizes D V).
+
+  decoder_bias: the bias lies in the file twice, as the head's and as the decoder's.
+  """
+  biases = (f"{theirs}bias", f"{theirs}decoder.bias")
   return [
     rules.Rule(
       f"{theirs}transform.dense.weight", f"{ours}/dense/kernel", "D' D -> D D'"
     ),
     rules.Rule(f"{theirs}transform.dense.bias", f"{ours}/dense/bias", "D -> D"),
     *norm_rules(f"{theirs}transform.LayerNorm.", f"{ours}/norm", "D"),
-    rules.Rule((f"{theirs}bias", f"{theirs}decoder.bias"), f"{ours}/bias", "V -> V"),
+    rules.Rule(biases if decoder_bias else biases[0], f"{ours}/bias", "V -> V"),
+  ]
+
+
+def classifier_rules(theirs: str, ours: str) -> rules.Table:
+  """`nn/classifier.py`: linear, norm, GELU, linear (sizes P Z C)."""
+  return [
+    *linear_rules(f"{theirs}0.", f"{ours}/dense", "P", "Z"),
+    *norm_rules(f"{theirs}1.", f"{ours}/norm", "Z"),
+    *linear_rules(f"{theirs}3.", f"{ours}/out", "Z", "C"),
   ]
 
 
 _KB = ("kernel", "bias")
+_QKV = ("query", "key", "value")
 
 
 def _resize(table, shape):

@@ -3,7 +3,7 @@
 Shape letters: B batch, L length, D width, V vocabulary.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from vlp_jax.models import tokens as tokens_lib
 from vlp_jax.nn import attention as attention_lib
+from vlp_jax.nn import axes
 from vlp_jax.nn import block
 from vlp_jax.nn import embed
 from vlp_jax.nn import linear
@@ -23,13 +24,19 @@ class Encoder(nn.Module):
 
   Attributes:
     vocab: the tokenizer's vocabulary, handed in by `build`; its size is the table's.
-    width, depth, num_heads, mlp_dim: sizes of the stack.
+    width, depth, num_heads, mlp_dim: sizes of the stack. Depth 0 only embeds the
+      words, for a fusion whose layers do the rest.
     length: rows of the position table, at least the tokenizer's length.
     types: rows of the token-type table, of which row 0 is used (BERT has 2); 0: none.
     norm: "post" with a norm on the embeddings (BERT) or "pre" with one at the end.
     norm_pre: one on the embeddings before a "pre" stack as well (BLOOM). Without it,
       small word vectors drown in what the first block adds, and MLM learns slowly.
     attention: which tokens see which, where the caller does not say.
+    class_token: a learned token behind the text, whose norm is the text's vector; the
+      tokens are then returned as the blocks leave them (CoCa). "shifted" as in
+      open_clip, whose mask counts it as the first: padding is masked one late.
+    first_position: row of the position table that the first token has. RoBERTa's is 2,
+      pad + 1: there a padded token has the row before, and counts for no position.
   """
 
   vocab: Any
@@ -41,6 +48,8 @@ class Encoder(nn.Module):
   types: int = 2
   pool: pool_lib.Kind = "first"
   attention: mask_lib.Attention = "bidirectional"
+  class_token: Literal["shifted", "plain"] | None = None
+  first_position: int = 0
   norm: block.Norm = "post"
   norm_eps: float = 1e-12
   norm_pre: bool = False
@@ -60,15 +69,20 @@ class Encoder(nn.Module):
     self.position = embed.Embed(self.length, width, axis="pos")
     if self.types:
       self.type = embed.Embed(self.types, width, axis="pos")
-    self.outer_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm")
+    if self.depth or self.norm == "post":
+      self.outer_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm")
     if self.norm_pre:
       if self.norm == "post":
         raise ValueError(
           'model.text.norm_pre=True: norm="post" has a norm on the embeddings as it is.'
         )
       self.first_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm_pre")
+    if self.class_token:
+      small = axes.boxed(axes.kernel_init(0.01, width), "embed")
+      self.cls = self.param("cls", small, (width,))
     self.drop = nn.Dropout(self.dropout)
-    self.blocks = block.stack(self)
+    if self.depth:
+      self.blocks = block.stack(self)
     if self.pool == "map":
       self.pooler = pool_lib.MapPool(
         self.num_heads, self.mlp_dim, self.norm_eps, self.dtype, name="map_pool"
@@ -81,24 +95,63 @@ class Encoder(nn.Module):
     *,
     attention: mask_lib.Attention | None = None,
     prefix: jax.Array | None = None,
+    types: jax.Array | None = None,
+    memory: tokens_lib.Tokens | None = None,
     train: bool = False,
   ) -> tokens_lib.Tokens:
-    """ids int32 [B, L], mask bool [B, L]; prefix int32 [B] for attention="prefix"."""
-    if ids.shape[1] > self.length:
+    """Encodes ids; with a memory, every layer attends to it (a decoder's).
+
+    Args:
+      ids: int32 [B, L]. mask: bool [B, L].
+      attention: None: the module's own.
+      prefix: int32 [B] for attention="prefix".
+      types: int32 [B, L], rows of the token-type table; None: all 0.
+      memory: Tokens of x [B, S, D'].
+      train: drops out.
+    """
+    extra = self.first_position + (self.class_token is not None)
+    if ids.shape[1] + extra > self.length:
       raise ValueError(
         f"text of {ids.shape[1]} tokens, but model.text.length={self.length}: raise it"
-        " to the tokenizer's length."
+        f" to the tokenizer's length (and {extra} more)."
       )
-    x = self.word(ids) + self.position(jnp.arange(ids.shape[1]))
+    x, keys = self.word(ids), mask
+    if self.class_token:
+      x, keys = self._with_class(x, mask)
+    x = x + self.position(self._positions(keys))
     if self.types:
-      x = x + self.type(jnp.zeros((), jnp.int32))
+      x = x + self.type(jnp.zeros((), jnp.int32) if types is None else types)
     x = self.outer_norm(x) if self.norm == "post" else x
     x = self.first_norm(x) if self.norm_pre else x
     x = self.drop(x, deterministic=not train)
-    seen = mask_lib.attention(mask, attention or self.attention, prefix_B=prefix)
-    x = block.run(self, x, seen, train=train)
-    x = self.outer_norm(x) if self.norm == "pre" else x
+    attention = self.attention if attention is None else attention
+    seen = mask_lib.attention(keys, attention, prefix_B=prefix)
+    other = other_seen = None
+    if memory is not None:
+      other = memory.x
+      other_seen = mask_lib.attention(memory.mask, "bidirectional")
+    if self.depth:
+      x = block.run(self, x, seen, other, other_seen, train=train)
+    if self.class_token:
+      pooled = self.outer_norm(x[:, -1]) if self.norm == "pre" else x[:, -1]
+      return tokens_lib.Tokens(x[:, :-1], mask, pooled)
+    if self.depth and self.norm == "pre":
+      x = self.outer_norm(x)
     return tokens_lib.Tokens(x.astype(self.dtype), mask)
+
+  def _with_class(self, x, mask):
+    """Words [B, L, D] and the class token; mask bool [B, L + 1]."""
+    cls = jnp.broadcast_to(self.cls.astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
+    real = jnp.ones_like(mask[:, :1])
+    parts = [real, mask] if self.class_token == "shifted" else [mask, real]
+    return jnp.concatenate([x, cls], axis=1), jnp.concatenate(parts, axis=1)
+
+  def _positions(self, mask):
+    """int32 [L] or [B, L], rows of the position table."""
+    if not self.first_position:
+      return jnp.arange(mask.shape[1])
+    # transformers' create_position_ids_from_input_ids: only real tokens are counted.
+    return jnp.cumsum(mask, axis=1) * mask + self.first_position - 1
 
   def word_logits(self, x: jax.Array) -> jax.Array:
     """x [..., D] -> float32 [..., V], by the table of word embeddings."""
@@ -106,6 +159,8 @@ class Encoder(nn.Module):
 
   def pooled(self, tokens: tokens_lib.Tokens) -> jax.Array:
     """[B, L, D] -> [B, D]."""
+    if tokens.pooled is not None:
+      return tokens.pooled
     if self.pool == "map":
       return self.pooler(tokens.x, tokens.mask)
     return pool_lib.pool(tokens.x, tokens.mask, self.pool)

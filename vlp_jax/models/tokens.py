@@ -6,7 +6,26 @@ import jax
 
 @flax.struct.dataclass
 class Tokens:
-  """A batch of token sequences: x [B, L, D]; mask bool [B, L], None = all are real."""
+  """A batch of token sequences: x [B, L, D]; mask bool [B, L], None = all are real.
+
+  pooled [B, D]: what the encoder has made of the whole beside its tokens (CoCa); None:
+  nothing, it is made of the tokens.
+  """
 
   x: jax.Array
   mask: jax.Array | None = None
+  pooled: jax.Array | None = None
+
+
+@flax.struct.dataclass
+class Fused:
+  """What a fusion returns that keeps both streams and makes one vector of a pair.
+
+  x [B, L, D], mask bool [B, L]: the text, which has seen the image. image: Tokens
+  [B, S, D], which have seen the text. pooled [B, C]: of the pair.
+  """
+
+  x: jax.Array
+  mask: jax.Array
+  image: Tokens
+  pooled: jax.Array

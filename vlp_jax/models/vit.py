@@ -32,6 +32,12 @@ class Encoder(nn.Module):
     posemb: learned table, or fixed sin-cos of MAE. Images of another size than `res`
       get the learned table resampled, bicubic, as ALBEF does.
     norm_pre: a layer norm before the blocks (CLIP).
+    patch_bias: of the patch embedding; CLIP has none.
+    queries: attention pooling behind the blocks (CoCa): what the first of so many
+      learned queries finds stands for the image, what the others find are its tokens.
+      0: none. The last norm comes behind it.
+    query_heads: of that attention.
+    trunk_width: of the blocks, where the pooling makes another width of it.
   """
 
   width: int
@@ -47,6 +53,10 @@ class Encoder(nn.Module):
   norm: block.Norm = "pre"
   norm_eps: float = 1e-6
   norm_pre: bool = False
+  patch_bias: bool = True
+  queries: int = 0
+  query_heads: int = 8
+  trunk_width: int | None = None
   act: block.Activation = "gelu"
   dropout: float = 0.0
   dropout_attention: float = 0.0
@@ -64,38 +74,47 @@ class Encoder(nn.Module):
       )
     if self.pool == "first" and not self.class_token:
       raise ValueError('model.image.pool="first" needs model.image.class_token=True.')
+    if self.trunk_width and not self.queries:
+      raise ValueError(
+        f"model.image.trunk_width={self.trunk_width} wants attention pooling, which"
+        " makes the width of it: set model.image.queries, e.g. 256."
+      )
+    trunk = self.trunk_width or self.width
     if self.stem == "conv":
       halvings = len(stem_lib.prime_factors(self.patch)) - 1
-      if halvings < 0 or self.width % 2**halvings:
+      if halvings < 0 or trunk % 2**halvings:
         raise ValueError(
-          f"model.image: stem='conv' of patch={self.patch} halves width={self.width}"
+          f"model.image: stem='conv' of patch={self.patch} halves width={trunk}"
           f" {halvings} times: take a multiple of {2 ** max(halvings, 0)}, and a patch"
           " of 2 or more."
         )
-      self.conv_stem = stem_lib.ConvStem(
-        self.patch, self.width, self.dtype, name="stem"
-      )
+      self.conv_stem = stem_lib.ConvStem(self.patch, trunk, self.dtype, name="stem")
     else:
       self.patch_embed = linear.Linear(
         "BPK,KD->BPD",
-        (self.patch**2 * 3, self.width),
+        (self.patch**2 * 3, trunk),
         ("patch", "embed"),
+        bias=self.patch_bias,
         init_std=self.init_std,
         dtype=self.dtype,
         name="patch",
       )
     prefix = int(self.class_token)
     grid = self.res // self.patch
-    small = axes.kernel_init(0.02, self.width)
+    small = axes.kernel_init(0.02, trunk)
     if self.class_token:
-      self.cls = self.param("cls", axes.boxed(small, "embed"), (self.width,))
+      self.cls = self.param("cls", axes.boxed(small, "embed"), (trunk,))
     if self.posemb == "learned":
       table = axes.boxed(small, "pos", "embed")
-      self.table = self.param("posemb", table, (prefix + grid**2, self.width))
+      self.table = self.param("posemb", table, (prefix + grid**2, trunk))
     if self.norm_pre:
       self.first_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm_pre")
     self.drop = nn.Dropout(self.dropout)
     self.blocks = block.stack(self)
+    if self.queries:
+      self.query_pool = pool_lib.QueryPool(
+        self.queries, self.width, self.query_heads, self.norm_eps, self.dtype
+      )
     if self.norm == "pre":
       self.last_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm")
     if self.pool == "map":
@@ -112,10 +131,10 @@ class Encoder(nn.Module):
     grid = image.shape[1] // self.patch
     prefix = int(self.class_token)
     if self.class_token:
-      cls = jnp.broadcast_to(self.cls.astype(x.dtype), (x.shape[0], 1, self.width))
+      cls = jnp.broadcast_to(self.cls.astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
       x = jnp.concatenate([cls, x], axis=1)
     if self.posemb == "sincos2d":
-      table = jnp.asarray(posembed.sincos2d(grid, self.width))
+      table = jnp.asarray(posembed.sincos2d(grid, x.shape[-1]))
       table = jnp.pad(table, ((prefix, 0), (0, 0)))
     elif grid == self.res // self.patch:
       table = self.table
@@ -126,10 +145,16 @@ class Encoder(nn.Module):
       x = self.first_norm(x)
     x = self.drop(x, deterministic=not train)
     x = block.run(self, x, train=train)
-    return tokens_lib.Tokens(self.last_norm(x) if self.norm == "pre" else x)
+    x = self.query_pool(x) if self.queries else x
+    x = self.last_norm(x) if self.norm == "pre" else x
+    if self.queries:
+      return tokens_lib.Tokens(x[:, 1:], pooled=x[:, 0])
+    return tokens_lib.Tokens(x)
 
   def pooled(self, tokens: tokens_lib.Tokens) -> jax.Array:
     """[B, L, D] -> [B, D]."""
+    if tokens.pooled is not None:
+      return tokens.pooled
     if self.pool == "map":
       return self.pooler(tokens.x, tokens.mask)
     return pool_lib.pool(tokens.x, tokens.mask, self.pool)

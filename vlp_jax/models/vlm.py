@@ -32,7 +32,10 @@ class VLM(nn.Module):
     image: encoder of images; type "vit" is `models/vit.py`.
     text: encoder of text; type "text" is `models/text.py`.
     fusion: stack that joins them, one of `models/fusion/`; None for a dual encoder.
-    embed_dim: E, of the shared contrastive space.
+    decoder: text encoder that is read as a decoder: causal, every layer attends to what
+      it is given; for objectives that write text (VQA). None: there is none.
+    embed_dim: E, of the shared contrastive space; None: there is none, and no
+      temperature.
     scale: the parameter behind the temperature: "temp" is the temperature itself
       (ALBEF), "log_scale" the logarithm of its inverse (CLIP). `optim.bounds` clamps.
     temperature: its first value.
@@ -43,7 +46,8 @@ class VLM(nn.Module):
   image: Any
   text: Any
   fusion: Any = None
-  embed_dim: int = 256
+  decoder: Any = None
+  embed_dim: int | None = 256
   scale: Literal["temp", "log_scale"] = "temp"
   temperature: float = 0.07
   project_bias: bool = True
@@ -55,6 +59,9 @@ class VLM(nn.Module):
   dtype: str = "float32"
 
   def setup(self):
+    if self.embed_dim is None:
+      return
+
     def project(width, name):
       return linear.Linear(
         "BD,DE->BE",
@@ -73,13 +80,21 @@ class VLM(nn.Module):
     init = axes.boxed(nn.initializers.constant(first))
     self.scale_param = self.param(self.scale, init, ())
 
-  def encode_image(self, image: jax.Array, *, train: bool = False) -> tokens_lib.Tokens:
-    """uint8 [B, R, R, 3], normalised here, or float of normalised values."""
+  def encode_image(
+    self, image: jax.Array, size: jax.Array | None = None, *, train: bool = False
+  ) -> tokens_lib.Tokens:
+    """uint8 [B, R, R, 3], normalised here, or float of normalised values.
+
+    size int32 [B, 2], rows and columns of each image where the rest of the canvas is
+    padding; for encoders that take it (`models/patches.py`).
+    """
     if image.dtype == jnp.uint8:
       image = (image.astype(jnp.float32) / 255.0 - jnp.asarray(self.image_mean)) / (
         jnp.asarray(self.image_std)
       )
-    return self.image(image, train=train)
+    if size is None:
+      return self.image(image, train=train)
+    return self.image(image, size, train=train)
 
   def encode_text(
     self,
@@ -90,37 +105,126 @@ class VLM(nn.Module):
     train: bool = False,
   ) -> tokens_lib.Tokens:
     """ids int32 [B, L], mask bool [B, L], false at padding."""
-    return self.text(ids, mask, attention=attention, train=train)
+    tokens = self.text(ids, mask, attention=attention, train=train)
+    if self.fusion is None or not self.fusion.encodes_text:
+      return tokens
+    seen = attention or "bidirectional"
+    return self.fusion(None, tokens, attention=seen, train=train)
 
-  def embed_image(self, tokens: tokens_lib.Tokens) -> jax.Array:
-    """float32 [B, E] of unit norm."""
+  def words(
+    self,
+    ids: jax.Array,
+    mask: jax.Array,
+    encoded: tokens_lib.Tokens | None = None,
+    attention: mask_lib.Attention | None = None,
+    *,
+    train: bool = False,
+  ) -> tokens_lib.Tokens:
+    """The text Tokens that `fuse` takes.
+
+    They are the encoded text, or embedded words where the fusion's layers encode the
+    text as well. There the first id tells the layers what they are for, where the
+    vocabulary has such ids: BLIP's [ENC] to read with the image, [DEC] to write.
+
+    Args:
+      ids, mask: int32 and bool [B, L].
+      encoded: what `encode_text` made of them with the encoder's own attention; where
+        that is wanted, it is not made again.
+      attention: as of `encode_text`.
+      train: drops out.
+    """
+    if self.fusion is not None and self.fusion.encodes_text:
+      vocab = self.text.vocab
+      first = vocab.dec if attention == "causal" else vocab.enc
+      if first is not None:
+        ids = ids.at[:, 0].set(first)
+      return self.text(ids, mask, train=train)
+    if encoded is not None and (
+      attention is None
+      or (isinstance(attention, str) and attention == self.text.attention)
+    ):
+      return encoded
+    return self.encode_text(ids, mask, attention=attention, train=train)
+
+  def embed_image(self, tokens: tokens_lib.Tokens) -> jax.Array | None:
+    """float32 [B, E] of unit norm; None where there is no contrastive space."""
+    if self.embed_dim is None:
+      return None
     return contrastive.normalize(self.image_project(self.image.pooled(tokens)))
 
-  def embed_text(self, tokens: tokens_lib.Tokens) -> jax.Array:
-    """float32 [B, E] of unit norm."""
+  def embed_text(self, tokens: tokens_lib.Tokens) -> jax.Array | None:
+    """float32 [B, E] of unit norm; None where there is no contrastive space."""
+    if self.embed_dim is None:
+      return None
     return contrastive.normalize(self.text_project(self.text.pooled(tokens)))
 
   def inverse_temperature(self) -> jax.Array:
     """float32 []: what similarities are multiplied by."""
+    if self.embed_dim is None:
+      raise ValueError(
+        "this objective contrasts image and text, but model.embed_dim=None: say the"
+        " width of the space, e.g. 256."
+      )
     if self.scale == "log_scale":
       return jnp.exp(self.scale_param)
     return 1.0 / self.scale_param
 
   def fuse(
     self,
-    image: tokens_lib.Tokens,
+    image: Any,
     text: tokens_lib.Tokens,
     *,
     attention: mask_lib.Attention = "bidirectional",
+    image_type: int | None = None,
     train: bool = False,
-  ) -> tokens_lib.Tokens:
-    """Tokens of text that has seen the image: [B, L, D]."""
+  ) -> tokens_lib.Tokens | tokens_lib.Fused:
+    """Tokens of text that has seen the image (Tokens, or what the fusion takes).
+
+    image_type: which of several images this is (1, 2), for fusions that tell them apart
+      by a type embedding.
+    """
     if self.fusion is None:
       raise ValueError(
         "this objective fuses image and text, but model.fusion is not set:"
         ' say e.g. model.fusion=dict(type="cross_attention", depth=6).'
       )
-    return self.fusion(image, text, attention=attention, train=train)
+    which = {} if image_type is None else {"image_type": image_type}
+    return self.fusion(image, text, attention=attention, train=train, **which)
+
+  def pool_pair(self, fused: tokens_lib.Tokens | tokens_lib.Fused) -> jax.Array:
+    """[B, C]: one vector of each fused pair, the fusion's or its first token."""
+    return fused.pooled if isinstance(fused, tokens_lib.Fused) else fused.x[:, 0]
+
+  def fused_image(
+    self, fused: tokens_lib.Tokens | tokens_lib.Fused
+  ) -> tokens_lib.Tokens:
+    """Tokens of the image that have seen the text, where the fusion makes them."""
+    if not isinstance(fused, tokens_lib.Fused):
+      raise ValueError(
+        "this objective wants image tokens that have seen the text, which this"
+        ' model.fusion does not make: use type="merged" or "co_attention".'
+      )
+    return fused.image
+
+  def decode(
+    self,
+    ids: jax.Array,
+    mask: jax.Array,
+    memory: tokens_lib.Tokens,
+    *,
+    train: bool = False,
+  ) -> tokens_lib.Tokens:
+    """Tokens [B, T, D] of ids int32 [B, T] read from the left, each given `memory`."""
+    if self.decoder is None:
+      raise ValueError(
+        "this objective writes text, but model.decoder is not set: say e.g."
+        ' model.decoder=dict(type="text", depth=6).'
+      )
+    return self.decoder(ids, mask, attention="causal", memory=memory, train=train)
+
+  def decoded_logits(self, x: jax.Array) -> jax.Array:
+    """[..., D] -> float32 [..., V], tied to the decoder's word table."""
+    return self.decoder.word_logits(x)
 
   def word_logits(self, x: jax.Array) -> jax.Array:
     """[..., D] -> float32 [..., V], tied to the text encoder's word table."""

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 
 # The methods of a model that drop out in training, and take `train`.
-DROPS_OUT = ("encode_image", "encode_text", "fuse")
+DROPS_OUT = ("encode_image", "encode_text", "words", "fuse", "decode")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ Shape letters: B batch, L query length, S key length, N heads, H head_dim, D wid
 from typing import Literal
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -13,6 +14,14 @@ from vlp_jax.nn import axes
 from vlp_jax.nn import linear
 
 Backend = Literal["auto", "einsum", "xla", "cudnn"]
+
+
+@flax.struct.dataclass
+class KeyValue:
+  """Keys and values [B, S, N, H] made elsewhere, for layers that share them."""
+
+  key: jax.Array
+  value: jax.Array
 
 
 class Attention(nn.Module):
@@ -35,17 +44,19 @@ class Attention(nn.Module):
   dropout: float = 0.0
   init_std: float | None = 0.02
   dtype: str = "float32"
+  bias: bool = True
 
   @nn.compact
   def __call__(
     self,
     x: jax.Array,
-    memory: jax.Array | None = None,
+    memory: jax.Array | KeyValue | None = None,
     mask: jax.Array | None = None,
     *,
     train: bool = False,
   ) -> jax.Array:
-    """x [B, L, D], memory [B, S, D'] or None for x, mask bool [B, 1, 1|L, S]."""
+    """x [B, L, D], memory [B, S, D'], keys and values of it, or None for x, mask bool
+    [B, 1, 1|L, S]."""
     memory = x if memory is None else memory
     width = x.shape[-1]
     if width % self.num_heads:
@@ -53,7 +64,7 @@ class Attention(nn.Module):
         f"width {width} is not a multiple of num_heads {self.num_heads}."
       )
     heads = (self.num_heads, width // self.num_heads)
-    common = dict(init_std=self.init_std, dtype=self.dtype)
+    common = dict(bias=self.bias, init_std=self.init_std, dtype=self.dtype)
 
     def project(name, inputs, eqn):
       shape = (inputs.shape[-1], *heads)
@@ -63,8 +74,11 @@ class Attention(nn.Module):
       return axes.constrain(layer(inputs), "batch", "length", "act_heads", None)
 
     query = project("query", x, "BLD,DNH->BLNH")
-    key = project("key", memory, "BSD,DNH->BSNH")
-    value = project("value", memory, "BSD,DNH->BSNH")
+    if isinstance(memory, KeyValue):
+      key, value = memory.key, memory.value
+    else:
+      key = project("key", memory, "BSD,DNH->BSNH")
+      value = project("value", memory, "BSD,DNH->BSNH")
     mixed = self._attend(query, key, value, mask, train)
     out = linear.Linear(
       "BLNH,NHD->BLD",

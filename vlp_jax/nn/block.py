@@ -3,6 +3,8 @@
 Shape letters: B batch, L length, S memory length, D width, F mlp.
 """
 
+from collections.abc import Callable
+import functools
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -40,11 +42,12 @@ class Mlp(nn.Module):
   act: Activation = "gelu"
   init_std: float | None = 0.02
   dtype: str = "float32"
+  bias: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     width = x.shape[-1]
-    common = dict(init_std=self.init_std, dtype=self.dtype)
+    common = dict(bias=self.bias, init_std=self.init_std, dtype=self.dtype)
     x = linear.Linear(
       "BLD,DF->BLF", (width, self.mlp_dim), ("embed", "mlp"), name="up", **common
     )(x)
@@ -58,6 +61,13 @@ class Block(nn.Module):
   """Self-attention, cross-attention where there is a memory, and an MLP.
 
   norm="pre" is ViT's x + f(norm(x)); norm="post" is BERT's norm(x + f(x)).
+
+  Attributes:
+    mlp_before: where there is a memory, another MLP before the cross-attention
+      (open_clip's CoCa, whose decoder is a block without the image and one with it, in
+      turn).
+    norm_memory: a norm on the memory (the same, `ln_1_kv`).
+    bias: of all linear maps and norms within (CapPa's decoder has none).
   """
 
   num_heads: int
@@ -67,6 +77,9 @@ class Block(nn.Module):
   act: Activation = "gelu"
   dropout: float = 0.0
   dropout_attention: float = 0.0
+  mlp_before: bool = False
+  norm_memory: bool = False
+  bias: bool = True
   backend: attention_lib.Backend = "auto"
   init_std: float | None = 0.02
   dtype: str = "float32"
@@ -75,31 +88,67 @@ class Block(nn.Module):
   def __call__(self, x, drop_path, mask, memory, memory_mask, train):
     """x [B, L, D], drop_path f32 [], mask bool [B, 1, 1|L, L] or None,
     memory [B, S, D'] or None, memory_mask bool [B, 1, 1, S] or None."""
-
-    def residual(x, norm_name, layer):
-      norm = linear.LayerNorm(self.norm_eps, self.dtype, name=norm_name)
-      y = layer(norm(x) if self.norm == "pre" else x)
-      y = nn.Dropout(self.dropout)(y, deterministic=not train)
-      y = drop_paths(self, y, drop_path, train=train)
-      return x + y if self.norm == "pre" else norm(x + y)
-
-    def attend(name, memory, mask):
-      layer = attention_lib.Attention(
-        self.num_heads,
-        self.backend,
-        self.dropout_attention,
-        self.init_std,
-        self.dtype,
-        name=name,
-      )
-      return lambda y: layer(y, memory, mask, train=train)
-
-    x = residual(x, "norm_attn", attend("attn", None, mask))
+    branch = functools.partial(residual, self, drop_path=drop_path, train=train)
+    attend = functools.partial(attention, self, train=train)
+    x = branch(x, "norm_attn", attend("attn", None, mask))
     if memory is not None:
-      x = residual(x, "norm_cross", attend("cross", memory, memory_mask))
-    mlp = Mlp(self.mlp_dim, self.act, self.init_std, self.dtype, name="mlp")
-    x = residual(x, "norm_mlp", mlp)
+      if self.mlp_before:
+        x = branch(x, "norm_before", mlp(self, "mlp_before"))
+      if self.norm_memory:
+        norm = linear.LayerNorm(
+          self.norm_eps, self.dtype, self.bias, name="norm_memory"
+        )
+        memory = norm(memory)
+      x = branch(x, "norm_cross", attend("cross", memory, memory_mask))
+    x = branch(x, "norm_mlp", mlp(self, "mlp"))
     return axes.constrain(x, "batch", "length", "act_embed"), None
+
+
+def residual(
+  module: nn.Module,
+  x: jax.Array,
+  norm_name: str,
+  layer: Callable[[jax.Array], jax.Array],
+  *,
+  drop_path: jax.Array | None,
+  train: bool,
+) -> jax.Array:
+  """x and what `layer` makes of it, with norm and dropout as the fields of a block say.
+
+  For use in a compact method of `module`, which has the fields of `Block`.
+  """
+  norm = linear.LayerNorm(module.norm_eps, module.dtype, module.bias, name=norm_name)
+  y = layer(norm(x) if module.norm == "pre" else x)
+  y = nn.Dropout(module.dropout)(y, deterministic=not train)
+  y = drop_paths(module, y, drop_path, train=train)
+  return x + y if module.norm == "pre" else norm(x + y)
+
+
+def attention(
+  module: nn.Module,
+  name: str,
+  memory: jax.Array | None,
+  mask: jax.Array | None,
+  *,
+  train: bool,
+) -> Callable[[jax.Array], jax.Array]:
+  """The layer that attends to `memory` (None: to its input), for `residual`."""
+  layer = attention_lib.Attention(
+    module.num_heads,
+    module.backend,
+    module.dropout_attention,
+    module.init_std,
+    module.dtype,
+    module.bias,
+    name=name,
+  )
+  return lambda y: layer(y, memory, mask, train=train)
+
+
+def mlp(module: nn.Module, name: str) -> Mlp:
+  """The MLP of a block, for `residual`."""
+  fields = (module.mlp_dim, module.act, module.init_std, module.dtype, module.bias)
+  return Mlp(*fields, name=name)
 
 
 def drop_paths(module: nn.Module, y: jax.Array, rate, *, train: bool) -> jax.Array:
@@ -115,21 +164,22 @@ def drop_paths(module: nn.Module, y: jax.Array, rate, *, train: bool) -> jax.Arr
   return jnp.where(keep, y / (1.0 - rate), 0.0).astype(y.dtype)
 
 
-def stack(module: nn.Module) -> nn.Module:
-  """The scanned blocks of a tower: one `Block` whose parameters have an axis "layers".
+def stack(module: nn.Module, layer: type[nn.Module] = Block) -> nn.Module:
+  """The scanned blocks of a tower: one layer whose parameters have an axis "layers".
 
-  For use in the tower's `setup`. Reads the tower's fields: those of `Block`, and
+  For use in the tower's `setup`. `layer` is called as `Block` is. Reads the tower's
+  fields: those of the layer, and
     depth: number of layers.
     drop_path: chance of dropping the last layer's branches; grows linearly from 0.
     remat: what the backward pass keeps: "none" keeps all, "full" recomputes all,
       "dots" keeps matrix products, "dots_no_batch" those without a batch axis.
     unroll: layers per turn of the scan; more is faster to run, slower to compile.
   """
-  block = Block
+  block = layer
   if module.remat != "none":
     # 0 is the module itself, 6 is `train`.
     block = nn.remat(
-      Block, prevent_cse=False, static_argnums=(6,), policy=REMAT[module.remat]
+      layer, prevent_cse=False, static_argnums=(6,), policy=REMAT[module.remat]
     )
   scanned = nn.scan(
     block,
@@ -140,24 +190,27 @@ def stack(module: nn.Module) -> nn.Module:
     unroll=min(module.unroll, module.depth),
     metadata_params={nn.PARTITION_NAME: "layers"},
   )
-  return scanned(**common_fields(module, Block))
+  return scanned(**common_fields(module, layer))
 
 
 def run(
   module: nn.Module,
   x: jax.Array,
   mask: jax.Array | None = None,
-  memory: jax.Array | None = None,
-  memory_mask: jax.Array | None = None,
+  memory: Any = None,
+  memory_mask: Any = None,
   *,
   train: bool = False,
 ) -> jax.Array:
-  """Runs `module.blocks`, made by `stack`, over x [B, L, D]."""
+  """Runs `module.blocks`, made by `stack`, over x [B, L, D].
+
+  memory [B, S, D'] and its mask are as the layer wants them: one, or a tree of arrays.
+  """
   rates = None
   if module.drop_path:
     rates = jnp.linspace(0.0, module.drop_path, module.depth)
   x = x.astype(module.dtype)
-  memory = None if memory is None else memory.astype(module.dtype)
+  memory = jax.tree.map(lambda m: m.astype(module.dtype), memory)
   x, _ = module.blocks(x, rates, mask, memory, memory_mask, train)
   return x
 

@@ -58,12 +58,16 @@ class LayerNorm(nn.Module):
 
   eps: float = 1e-6
   dtype: str = "float32"
+  bias: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (x.shape[-1],)
     scale = self.param("scale", axes.boxed(nn.initializers.ones_init(), "embed"), shape)
-    bias = self.param("bias", axes.boxed(nn.initializers.zeros_init(), "embed"), shape)
+    bias = 0.0
+    if self.bias:
+      zeros = axes.boxed(nn.initializers.zeros_init(), "embed")
+      bias = self.param("bias", zeros, shape)
     x = x.astype(jnp.float32)
     x = x - x.mean(axis=-1, keepdims=True)
     variance = jnp.mean(x * x, axis=-1, keepdims=True)

@@ -36,6 +36,34 @@ def pool(x: jax.Array, mask: jax.Array | None, kind: Kind) -> jax.Array:
   return ((x * weight).sum(axis=1) / weight.sum(axis=1)).astype(x.dtype)
 
 
+class QueryPool(nn.Module):
+  """Learned queries attend to the tokens: [B, L, D'] -> [B, Q, D].
+
+  Attentional pooling of CoCa (Yu 2022, section 3.2), as open_clip has it
+  (transformer.py AttentionalPooler): norms on both sides, no MLP.
+
+  Attributes:
+    queries: Q. width: D.
+  """
+
+  queries: int
+  width: int
+  num_heads: int
+  norm_eps: float = 1e-5
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    init = axes.boxed(nn.initializers.normal(1.0), None, "embed")
+    query = self.param("query", init, (self.queries, self.width))
+    query = linear.LayerNorm(self.norm_eps, self.dtype, name="norm_query")(query)
+    x = linear.LayerNorm(self.norm_eps, self.dtype, name="norm")(x)
+    query = jnp.broadcast_to(query[None], (x.shape[0], *query.shape))
+    return attention_lib.Attention(
+      self.num_heads, init_std=None, dtype=self.dtype, name="attn"
+    )(query, x)
+
+
 class MapPool(nn.Module):
   """kind "map": a learned query attends to the tokens, and an MLP.
 
@@ -61,3 +89,24 @@ class MapPool(nn.Module):
     z = linear.LayerNorm(self.norm_eps, self.dtype, name="norm")(y)
     mlp = block.Mlp(self.mlp_dim, init_std=None, dtype=self.dtype, name="mlp")
     return (y + mlp(z))[:, 0]
+
+
+class TanhPool(nn.Module):
+  """BERT's pooler: a linear layer and tanh on the first token, [B, L, D] -> [B, D]."""
+
+  width: int
+  init_std: float | None = 0.02
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape, names = (self.width, self.width), ("embed", "proj")
+    dense = linear.Linear(
+      "BD,DE->BE",
+      shape,
+      names,
+      init_std=self.init_std,
+      dtype=self.dtype,
+      name="dense",
+    )
+    return jnp.tanh(dense(x[:, 0]))

@@ -1,8 +1,9 @@
 """Image-text matching: does this text belong to this image?
 
 ALBEF (Li 2021, section 3.2): one positive pair, and two negatives mined by contrastive
-similarity, for each row of the batch; official models/model_pretrain.py. UNITER and
-ViLT replace at random.
+similarity, for each row of the batch; official models/model_pretrain.py. ViLT and METER
+replace the image of every second pair at random (vilt/modules/objectives.py
+compute_itm_wpa), which is once through the fusion and not thrice.
 
 Shape letters: B batch, L length, S image tokens, D width, C = 2 classes.
 """
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from vlp_jax.nn import linear
+from vlp_jax.objectives import wpa
 from vlp_jax.ops import mask as mask_lib
 from vlp_jax.ops import reduce
 
@@ -23,23 +25,37 @@ class Objective(nn.Module):
 
   Attributes:
     width: of the fused tokens, handed in by `build`.
+    pooled_width: of what the fusion makes of a pair (`VLM.pool_pair`), handed in by
+      `build`; None: as the tokens.
     negatives: "hard" draws from the softmax of contrastive similarity, "random"
       evenly.
     group: negatives come from within runs of so many rows (ALBEF: 64, the batch of
       one of its GPUs); None: from the global batch.
     exclude: "image" never takes a text of the same image for a negative, "pair" only
       leaves out the row itself (ALBEF's pretraining code).
+    layout: "triples" keeps each pair, and adds a negative for its text and one for its
+      image; "half" keeps half of the pairs, and gives the others a negative image.
+    align: weight of word-patch alignment on the same pass (`objectives/wpa.py`); wants
+      a fusion that returns the image's tokens too.
   """
 
   width: int
+  pooled_width: int | None = None
   negatives: Literal["hard", "random"] = "hard"
   group: int | None = None
   exclude: Literal["image", "pair"] = "image"
+  layout: Literal["triples", "half"] = "triples"
+  align: float = 0.0
 
   def setup(self):
-    self.head = linear.Linear("BD,DC->BC", (self.width, 2), ("embed", None))
+    width = self.pooled_width or self.width
+    self.head = linear.Linear("BD,DC->BC", (width, 2), ("embed", None))
 
   def __call__(self, model, enc, batch, *, teacher=None, train=False):
+    if self.layout == "half":
+      rows, labels, found = self.replace(model, enc, batch, teacher)
+      images = _take(enc.image, rows)
+      return self.match(model, images, enc.words, labels, found, train=train)
     image_of_text, text_of_image, found = self.mine(model, enc, batch, teacher)
     return self.loss(model, enc, image_of_text, text_of_image, found, train=train)
 
@@ -59,28 +75,53 @@ class Objective(nn.Module):
     text_of_image, _ = mask_lib.draw_negatives(text_key, i2t, allowed)
     return image_of_text, text_of_image, found
 
+  def replace(self, model, enc, batch, teacher):
+    """Half of the images replaced: (image for each text int32 [B], labels, found).
+
+    Exactly B // 2 rows keep theirs, as officially; which is drawn.
+    """
+    image_of_text, _, found = self.mine(model, enc, batch, teacher)
+    rows = jnp.arange(found.shape[0], dtype=jnp.int32)
+    keeps = jax.random.permutation(self.make_rng("sample"), rows) < found.shape[0] // 2
+    at = jnp.where(keeps, rows, image_of_text)
+    return at, keeps.astype(jnp.int32), keeps | found
+
   def loss(self, model, enc, image_of_text, text_of_image, found, *, train):
     """Cross-entropy over B positives and 2 B negatives, fused in one pass."""
     images, texts = self.pairs(enc, image_of_text, text_of_image)
-    logits = self.logits(model, images, texts, train=train)
     batch = found.shape[0]
     labels = jnp.concatenate([jnp.ones(batch), jnp.zeros(2 * batch)]).astype(jnp.int32)
     weight = jnp.concatenate([jnp.ones_like(found), found, found])
+    return self.match(model, images, texts, labels, weight, train=train)
+
+  def match(self, model, images, texts, labels, weight, *, train):
+    """Loss and metrics of pairs of Tokens, labels int32 [B], counted by weight [B]."""
+    fused = model.fuse(images, texts, train=train)
+    logits = self.classify(model, fused)
     logp = jax.nn.log_softmax(logits, axis=1)
     losses = -jnp.take_along_axis(logp, labels[:, None], axis=1)[:, 0]
     right = jnp.argmax(logits, axis=1) == labels
-    return reduce.Mean.of(losses, weight), {"accuracy": reduce.Mean.of(right, weight)}
+    metrics = {"accuracy": reduce.Mean.of(right, weight)}
+    if self.align:
+      distance = wpa.distance(fused, model.fused_image(fused))
+      signed = jnp.where(labels == 1, distance, -distance)
+      losses = losses + self.align * signed
+      metrics["wpa"] = reduce.Mean.of(signed, weight)
+    return reduce.Mean.of(losses, weight), metrics
 
   def pairs(self, enc, image_of_text, text_of_image):
     """Tokens of 3 B images and texts: pairs, texts' negatives, images' negatives."""
-    image, text = enc.image, enc.text
+    image, text = enc.image, enc.words
     images = _stack(image, _take(image, image_of_text), image)
     return images, _stack(text, text, _take(text, text_of_image))
 
   def logits(self, model, image, text, *, train=False):
     """float32 [B, 2] of pairs of image and text Tokens."""
-    fused = model.fuse(image, text, train=train)
-    return self.head(fused.x[:, 0]).astype(jnp.float32)
+    return self.classify(model, model.fuse(image, text, train=train))
+
+  def classify(self, model, fused):
+    """float32 [B, 2] of what `model.fuse` returned."""
+    return self.head(model.pool_pair(fused)).astype(jnp.float32)
 
   def score(self, model, image, text):
     """float32 [B]: the logit of "match", by which ALBEF's evaluation ranks."""
@@ -88,12 +129,8 @@ class Objective(nn.Module):
 
 
 def _take(tokens, rows):
-  mask = None if tokens.mask is None else tokens.mask[rows]
-  return tokens.replace(x=tokens.x[rows], mask=mask)
+  return jax.tree.map(lambda x: x[rows], tokens)
 
 
 def _stack(*parts):
-  mask = None
-  if parts[0].mask is not None:
-    mask = jnp.concatenate([part.mask for part in parts])
-  return parts[0].replace(x=jnp.concatenate([part.x for part in parts]), mask=mask)
+  return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)

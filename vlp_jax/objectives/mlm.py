@@ -32,6 +32,8 @@ class Objective(nn.Module):
     max_masked: M, at most so many predictions a row, which alone go through the
       vocabulary's matrix; None: any number, and the matrix sees every position.
     act, norm_eps: of the head.
+    tied: scores words against the text encoder's table (BERT, ALBEF); False: against a
+      matrix of its own (ViLT, METER).
   """
 
   vocab: Any
@@ -44,6 +46,7 @@ class Objective(nn.Module):
   act: block.Activation = "gelu"
   norm_eps: float = 1e-12
   init_std: float | None = 0.02
+  tied: bool = True
 
   def setup(self):
     width = self.width
@@ -51,6 +54,14 @@ class Objective(nn.Module):
       "BLD,DE->BLE", (width, width), ("embed", "proj"), init_std=self.init_std
     )
     self.norm = linear.LayerNorm(self.norm_eps)
+    if not self.tied:
+      self.decoder = linear.Linear(
+        "BLD,DV->BLV",
+        (width, self.vocab.size),
+        ("embed", "vocab"),
+        bias=False,
+        init_std=self.init_std,
+      )
     zeros = axes.boxed(nn.initializers.zeros_init(), "vocab")
     self.bias = self.param("bias", zeros, (self.vocab.size,))
 
@@ -109,14 +120,19 @@ class Objective(nn.Module):
 
   def _read(self, call, model, image, ids, mask, at):
     """float32 [B, M, V] at positions `at`, by the live modules or by the teacher."""
-    text = call(model, "encode_text", ids, mask)
+    text = call(model, "words", ids, mask)
     x = call(model, "fuse", image, text).x
     x = call(self, "transform", jnp.take_along_axis(x, at[..., None], axis=1))
-    return call(model, "word_logits", x) + call(self, "offset")
+    scored = call(model, "word_logits", x) if self.tied else call(self, "scores", x)
+    return scored + call(self, "offset")
 
   def transform(self, x):
     """[B, M, D] -> [B, M, D]: BERT's dense layer, activation and norm."""
     return self.norm(block.ACTIVATIONS[self.act](self.dense(x)))
+
+  def scores(self, x):
+    """[B, M, D] -> float32 [B, M, V], where the word table is not used."""
+    return self.decoder(x).astype(jnp.float32)
 
   def offset(self):
     """float32 [V], the bias of each word."""

@@ -12,14 +12,18 @@ Attention = Literal["bidirectional", "causal", "prefix"]
 
 
 def attention(
-  mask_BL: jax.Array | None, kind: Attention, *, prefix_B: jax.Array | None = None
+  mask_BL: jax.Array | None,
+  kind: Attention | jax.Array,
+  *,
+  prefix_B: jax.Array | None = None,
 ) -> jax.Array | None:
   """bool [B, 1, L or 1, S]: which key each query may see; None means all.
 
   Args:
     mask_BL: bool [B, L], false at padding; None where there is none.
     kind: "bidirectional" all keys; "causal" none after the query; "prefix" as
-      causal, but the first `prefix_B` keys are seen by all (UniLM, PaliGemma).
+      causal, but the first `prefix_B` keys are seen by all (UniLM, PaliGemma). Or the
+      answer itself, bool [B, L, S], to which `mask_BL` is added.
     prefix_B: int32 [B], wanted by "prefix" only.
 
   Examples, L = 3 (rows are queries):
@@ -29,6 +33,8 @@ def attention(
     111             111      111
   """
   keys = None if mask_BL is None else mask_BL[:, None, None, :]
+  if not isinstance(kind, str):
+    return kind[:, None] if keys is None else kind[:, None] & keys
   if kind == "bidirectional":
     return keys
   if mask_BL is None:

@@ -52,6 +52,43 @@ def resize_posembed(table: jax.Array, new_grid: int, *, prefix: int = 1) -> jax.
   return jnp.concatenate([kept, resized])
 
 
+def bilinear(
+  table: jax.Array, row_BK: jax.Array, column_BK: jax.Array, grid_B2: jax.Array
+) -> jax.Array:
+  """A learned table stretched to each image's own grid, corner on corner, as ViLT does.
+
+  `torch.nn.functional.interpolate(mode="bilinear", align_corners=True)`, for grids that
+  differ from image to image and are known only when it runs.
+
+  Args:
+    table: float [G * G, D], by rows.
+    row_BK, column_BK: int32, places that are asked for, within the grid; what is beyond
+      it has no meaning.
+    grid_B2: int32, rows and columns of each image's grid.
+
+  Returns:
+    float32 [B, K, D].
+  """
+  side = math.isqrt(table.shape[0])
+  if side * side != table.shape[0]:
+    raise ValueError(f"a position table of {table.shape[0]} rows is of no square grid.")
+
+  def weights(at_BK, count_B):
+    step_B = (side - 1) / jnp.maximum(count_B - 1, 1)
+    source_BK = at_BK * step_B[:, None]
+    # Of the two neighbours each has what the other is away.
+    near = 1.0 - jnp.abs(source_BK[..., None] - jnp.arange(side))
+    return jnp.maximum(near, 0.0)
+
+  return jnp.einsum(
+    "BKG,BKH,GHD->BKD",
+    weights(row_BK, grid_B2[:, 0]),
+    weights(column_BK, grid_B2[:, 1]),
+    jnp.asarray(table, jnp.float32).reshape(side, side, -1),
+    precision=jax.lax.Precision.HIGHEST,
+  )
+
+
 def bicubic_weights(size: int, new_size: int) -> np.ndarray:
   """float32 [new_size, size]: each new sample as a sum of old ones.
 

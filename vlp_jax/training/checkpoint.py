@@ -11,6 +11,7 @@ import shutil
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -194,6 +195,27 @@ class Checkpoints:
           before[-1],
         )
     raise AssertionError("unreachable: the loop returns or raises")
+
+  def arrays(self, step: int | None = None) -> dict[str, Any]:
+    """All that a step saved, as nested dicts of numpy arrays: no model is wanted.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    steps = self.steps()
+    if not steps or (step is not None and step not in steps):
+      raise FileNotFoundError(
+        f"checkpoint: no step {step or ''} in {self.directory}: there are {steps}."
+      )
+    step = steps[-1] if step is None else step
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    saved = self._manager.item_metadata(step).state
+    target = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one),
+      dict(saved.tree),
+      is_leaf=lambda leaf: hasattr(leaf, "shape"),
+    )
+    return jax.tree.map(np.asarray, self._restore(step, target)[0])
 
   def _restore(self, step, target):
     flat = tree.flatten(target)

@@ -27,10 +27,11 @@ class Optim:
     lr: peak learning rate. end_lr: at the end of the run. warmup_lr: at step 0.
     warmup: grows linearly from warmup_lr to lr.
     schedule: of the time after the warm-up. "cosine" moves every step; ALBEF's official
-      one every epoch, and does not count the warm-up.
+      one every epoch, and does not count the warm-up. "step" multiplies lr by `decay`
+      once every `decay_every` of the run, down to end_lr (BLIP's, by epochs).
     b1, b2, eps: of Adam's moments; momentum of sgd is b1.
     weight_decay: times the learning rate (decoupled), on parameters not in `undecayed`.
-    undecayed: pattern of paths that are not decayed.
+    undecayed: pattern of paths that are not decayed; None: all are.
     clip_norm: of the gradient of all parameters; None: not clipped.
     multipliers: ((pattern of paths, factor of the learning rate), …), first match wins;
       0 freezes, and costs no optimiser state.
@@ -43,12 +44,14 @@ class Optim:
   end_lr: float = 0.0
   warmup: schedule_lib.Duration = 0
   warmup_lr: float = 0.0
-  schedule: Literal["cosine", "linear", "constant"] = "cosine"
+  schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
+  decay: float = 0.9
+  decay_every: schedule_lib.Duration = 0
   b1: float = 0.9
   b2: float = 0.999
   eps: float = 1e-8
   weight_decay: float = 0.0
-  undecayed: str = UNDECAYED
+  undecayed: str | None = UNDECAYED
   clip_norm: float | None = None
   multipliers: tuple[tuple[str, float], ...] = ()
   bounds: tuple[tuple[str, tuple[float, float]], ...] = (
@@ -69,7 +72,12 @@ class Optim:
     for field, pairs in (("multipliers", self.multipliers), ("bounds", self.bounds)):
       for pattern, _ in pairs:
         _compile(field, pattern)
-    _compile("undecayed", self.undecayed)
+    if self.undecayed is not None:
+      _compile("undecayed", self.undecayed)
+    if self.schedule == "step" and not self.decay_every:
+      raise ValueError(
+        'config: optim.schedule="step" wants optim.decay_every, e.g. "1 epoch".'
+      )
     for pattern, factor in self.multipliers:
       if factor < 0:
         raise ValueError(
@@ -99,6 +107,12 @@ def make_schedule(optim: Optim, total_steps: int) -> Callable[[jax.Array], jax.A
     rest = optax.constant_schedule(optim.lr)
   elif optim.schedule == "linear":
     rest = optax.linear_schedule(optim.lr, optim.end_lr, after)
+  elif optim.schedule == "step":
+    # Counted from the start of the run: the first steps of it are the warm-up's.
+    passed = lambda step: (step + warmup) // optim.decay_every
+    rest = lambda step: jnp.maximum(
+      optim.end_lr, optim.lr * optim.decay ** passed(step)
+    )
   else:
     floor = optim.end_lr / optim.lr if optim.lr else 0.0
     rest = optax.cosine_decay_schedule(optim.lr, after, alpha=floor)
@@ -129,13 +143,14 @@ def make(
     # The default covers models of either scale.
     if pattern not in dict(type(optim).bounds):
       _check_pattern("bounds", pattern, paths)
-  if optim.undecayed != UNDECAYED:
+  if optim.undecayed not in (None, UNDECAYED):
     _check_pattern("undecayed", optim.undecayed, paths)
   parts = [_moments(optim)]
   if optim.weight_decay:
     # Asked of each tree anew: frozen parameters are cut out of the ones seen here.
     decays = lambda params: _paths_to(
-      params, lambda path: not re.search(optim.undecayed, path)
+      params,
+      lambda path: optim.undecayed is None or not re.search(optim.undecayed, path),
     )
     parts.append(optax.add_decayed_weights(optim.weight_decay, mask=decays))
   parts.append(_multiply(optim.multipliers))

@@ -15,6 +15,8 @@ and a raw example is a dict of
   error: str, only where the record could not be read: why, in the same few words for
     all of a kind, to count by
   words: list of str, only of data that knows: the words that the image decides
+  label: int, image2: bytes, answers: {text: weight}: only of data of a task; see
+    data/columns.py
 
 `read` is called by several threads at once.
 """

@@ -11,6 +11,7 @@ import tokenizers
 from vlp_jax.data import vocab as vocab_lib
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+ROLES = ("[DEC]", "[ENC]")
 VOCAB_FILE = "vocab.txt"
 CONTINUES = "##"
 
@@ -26,12 +27,16 @@ class Tokenizer:
     lower: lower-cases and strips accents, as the uncased vocabularies want.
     sep: ends a row with [SEP]. ALBEF's official tokenizer ends a caption without
       (models/tokenization_bert.py, build_inputs_with_special_tokens).
+    roles: adds [DEC] and [ENC] behind the file's pieces, as BLIP's `init_tokenizer`
+      does: the first ids of a text that is written, and of one that is read with an
+      image.
   """
 
   path: str
   length: int
   lower: bool = True
   sep: bool = True
+  roles: bool = False
 
   def __post_init__(self):
     vocab_lib.check_length(self.length, sep=self.sep)
@@ -57,6 +62,8 @@ class Tokenizer:
         f"tokenizer.path={str(file)!r} is not a WordPiece vocabulary: among its"
         f" {len(lines)} lines there is no {', '.join(missing)}."
       )
+    if self.roles:
+      lines += [name for name in ROLES if name not in lines]
     return lines
 
   @functools.cached_property
@@ -65,6 +72,8 @@ class Tokenizer:
     lines = self._lines
     special = {name.strip("[]").lower(): lines.index(name) for name in SPECIAL}
     continuation = (i for i, piece in enumerate(lines) if piece.startswith(CONTINUES))
+    if self.roles:
+      special |= {"dec": lines.index(ROLES[0]), "enc": lines.index(ROLES[1])}
     return vocab_lib.Vocab(size=len(lines), continuation=tuple(continuation), **special)
 
   @functools.cached_property
@@ -78,7 +87,7 @@ class Tokenizer:
     compiled.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     compiled.decoder = tokenizers.decoders.WordPiece(prefix=CONTINUES)
     # As BERT's own code, "[MASK]" in a text is the mask and not six pieces.
-    compiled.add_special_tokens(list(SPECIAL))
+    compiled.add_special_tokens([*SPECIAL, *(ROLES if self.roles else ())])
     return compiled
 
   def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ class Fusion(nn.Module):
   Attributes:
     depth, num_heads, mlp_dim: sizes of the stack; its width is the text's.
     norm: "post" (BERT) or "pre", which adds a norm at the end.
+    mlp_before, norm_memory, bias: of each layer, as of `block.Block`.
   """
 
   depth: int
@@ -29,11 +30,21 @@ class Fusion(nn.Module):
   dropout: float = 0.0
   dropout_attention: float = 0.0
   drop_path: float = 0.0
+  mlp_before: bool = False
+  norm_memory: bool = False
+  bias: bool = True
   backend: attention_lib.Backend = "auto"
   init_std: float | None = 0.02
   remat: block.Remat = "none"
   unroll: int = 1
   dtype: str = "float32"
+
+  # The text comes encoded.
+  encodes_text = False
+
+  def widths(self, text_width: int) -> tuple[int, int]:
+    """(of the fused tokens, of the first of them, which stands for the pair)."""
+    return text_width, text_width
 
   def setup(self):
     self.blocks = block.stack(self)

@@ -1,0 +1,105 @@
+"""Converts checkpoints: of others into our trees, and back.
+
+vlp-jax convert --weights=ALBEF.pth --out=DIR
+vlp-jax convert --weights=DIR --to=albef --out=ALBEF.pth
+
+PATH is a file or a directory of Hugging Face's (or its name on the hub), a folder that
+this command wrote, or the workdir of a run. The format is found from the names of the
+tensors where --from does not say it. Options of a format follow with --set, such as
+--set num_heads_image=12. Nothing in a file is executed.
+"""
+
+import argparse
+import ast
+from collections.abc import Sequence
+import pathlib
+from typing import Any
+
+from vlp_jax import cli
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Reads, checks every tensor, and writes."""
+  with cli.user_errors():
+    args = _parser().parse_args(argv)
+    # Here, not above: --help and a wrong option need not wait for jax.
+    from vlp_jax.interop import formats
+    from vlp_jax.interop import native
+    from vlp_jax.ops import tree
+
+    cli.log_plainly()
+    options = dict(map(_setting, args.set or ()))
+    if args.key is not None:
+      options["key"] = args.key
+    target = args.to or formats.NATIVE
+    # Options are of the format of others, which is what is read where both are.
+    if (args.weights / "checkpoints").is_dir():
+      checkpoint = _of_run(args.weights, args.step, target)
+    elif (args.weights / native.FILE).is_file():
+      checkpoint = native.load(args.weights)
+    else:
+      checkpoint, options = formats.load(args.weights, args.source, options), {}
+    formats.save(args.out, checkpoint, target, options)
+    trees = [
+      k for k, v in checkpoint.fields.items() if k in ("params", "ema", "memory")
+    ]
+    sizes = {k: tree.size(checkpoint.fields[k]) for k in trees if checkpoint.fields[k]}
+    told = ", ".join(f"{k} of {size:,} numbers" for k, size in sizes.items())
+    print(f"{checkpoint.format or 'run'} -> {target}: {args.out}: {told}")
+
+
+def _parser():
+  parser = argparse.ArgumentParser(
+    prog="vlp-jax convert",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  path = dict(metavar="PATH", type=pathlib.Path, required=True)
+  parser.add_argument("--weights", **path, help="what to read")
+  parser.add_argument("--out", **path, help="what to write")
+  parser.add_argument("--from", dest="source", metavar="FORMAT", help="default: found")
+  parser.add_argument("--to", metavar="FORMAT", help="default: a folder of our own")
+  parser.add_argument("--key", help="entry of a torch file that holds the state dict")
+  parser.add_argument("--step", type=int, help="of a run; default: the newest")
+  parser.add_argument("--set", metavar="NAME=VALUE", action="append")
+  return parser
+
+
+def _setting(text: str) -> tuple[str, Any]:
+  """("num_heads", 12) of "num_heads=12"."""
+  name, equals, value = text.partition("=")
+  if not equals:
+    raise ValueError(f"--set {text}: want NAME=VALUE.")
+  try:
+    return name, ast.literal_eval(value)
+  except (ValueError, SyntaxError):
+    return name, value
+
+
+def _of_run(workdir, step, target):
+  """The state of a run's checkpoint, or the tower of it that the target holds."""
+  from vlp_jax import build
+  from vlp_jax import config as config_lib
+  from vlp_jax.data import vocab as vocab_lib
+  from vlp_jax.interop import formats
+  from vlp_jax.interop import native
+  from vlp_jax.training import checkpoint
+
+  state = checkpoint.Checkpoints(workdir / "checkpoints").arrays(step)
+  params = state["params"]
+  if target in formats.towers():
+    config = config_lib.run(config_lib.load(str(workdir / cli.CONFIG_FILE)))
+    # A vocabulary file may be elsewhere by now; the table of words tells its size.
+    words = params["model"]["text"]["word"]["embedding"]
+    vocab = vocab_lib.Vocab(size=len(words), pad=0, unk=1, cls=2, sep=3, mask=4)
+    length = config.tokenizer["length"]
+    model = build.model(config.model, vocab=vocab, length=length)
+    return formats.of_model(target, model, params)
+  # The averages where the run has no teacher are the parameters themselves.
+  ema, memory = state.get("ema") or params, state.get("memory") or {}
+  return native.Checkpoint(None, dict(params=params, ema=ema, memory=memory))
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,129 @@
+"""What a batch has beside images and captions, for objectives that ask for it.
+
+An objective's `columns` say names, shapes and types; here is how each is made of raw
+examples: labels, second images, answers.
+
+Shape letters: B batch, R side of the image, A answers, T tokens of an answer.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from vlp_jax.data import ops_image
+
+# Column -> what a raw example must have for it.
+NEEDS = {
+  "label": "label",
+  "image2": "image2",
+  "answer": "answers",
+  "answer_mask": "answers",
+  "answer_weight": "answers",
+  "answer_scores": "answer_scores",
+}
+
+
+def of(objectives: Mapping[str, Any], *, res: int) -> "Columns":
+  """What these objectives want of an example whose image is of `res` pixels.
+
+  An objective that wants more than image and text has a method `columns(res) ->
+  {name: (shape, dtype)}`.
+  """
+  specs = {}
+  for objective in objectives.values():
+    if hasattr(objective, "columns"):
+      specs |= objective.columns(res)
+  return Columns(specs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+  """Makes the columns that are asked for.
+
+  Attributes:
+    specs: {name: (shape of one example, dtype)}.
+  """
+
+  specs: Mapping[str, tuple[tuple[int, ...], str]] = dataclasses.field(
+    default_factory=dict
+  )
+
+  def __post_init__(self):
+    unknown = [name for name in self.specs if name not in NEEDS]
+    if unknown:
+      raise ValueError(
+        f"data: no column {unknown[0]!r} can be made of examples; there are"
+        f" {', '.join(NEEDS)}."
+      )
+
+  def empty(self) -> dict[str, np.ndarray]:
+    """No rows of each."""
+    return {name: np.zeros(0, dtype) for name, (_, dtype) in self.specs.items()}
+
+  def example(self, raw: Mapping[str, Any], op: Any, rng: Any) -> dict[str, Any]:
+    """What an example is to keep of a raw record, its second image preprocessed.
+
+    Raises:
+      BadRecordError: it lacks what a column needs.
+    """
+    kept = {}
+    for name in self.specs:
+      need = NEEDS[name]
+      if raw.get(need) is None:
+        raise ops_image.BadRecordError(f"no {need}")
+      kept[need] = raw[need]
+    if "image2" in kept:
+      # Cropped and turned by draws of its own, as the official code does.
+      second = op({"image": kept["image2"], "caption": raw["captions"][0]}, rng)
+      kept["image2"] = second["image"]
+      if "image_size" in second:
+        kept["image2_size"] = second["image_size"]
+    return kept
+
+  def batch(self, rows: list[Mapping[str, Any]], tokenizer: Any) -> dict[str, Any]:
+    """The columns of a batch of examples."""
+    out = {}
+    if "label" in self.specs:
+      out["label"] = np.array([row["label"] for row in rows], np.int32)
+    if "image2" in self.specs:
+      out["image2"] = np.stack([row["image2"] for row in rows])
+      if "image2_size" in rows[0]:
+        out["image2_size"] = np.stack([row["image2_size"] for row in rows])
+    if "answer_scores" in self.specs:
+      out["answer_scores"] = self._scores(rows)
+    if "answer" in self.specs:
+      out |= self._answers(rows, tokenizer)
+    return out
+
+  def _scores(self, rows):
+    """float32 [B, C] of each row's {number of an answer: score}."""
+    (classes,), _ = self.specs["answer_scores"]
+    scores = np.zeros((len(rows), classes), np.float32)
+    for b, row in enumerate(rows):
+      for number, score in row["answer_scores"].items():
+        if number >= classes:
+          raise ValueError(
+            f"data: answer {number} of a question, but objectives.vqa_scores.answers="
+            f"{classes}: say how many there are."
+          )
+        scores[b, number] = score
+    return scores
+
+  def _answers(self, rows, tokenizer):
+    """Ids, mask, weights: the heaviest A of more, the first tokens of longer ones."""
+    (most, length), _ = self.specs["answer"]
+    vocab, shape = tokenizer.vocab, (len(rows), most, length)
+    ids, mask = np.full(shape, vocab.pad, np.int32), np.zeros(shape, bool)
+    weight = np.zeros(shape[:2], np.float32)
+    for b, row in enumerate(rows):
+      ranked = sorted(row["answers"].items(), key=lambda item: -item[1])[:most]
+      pieces, real = tokenizer.encode([answer for answer, _ in ranked])
+      for a, (_, share) in enumerate(ranked):
+        tokens = [int(i) for i in pieces[a][real[a]] if i != vocab.sep]
+        # An answer ends, so that the model can say that it does.
+        tokens = [*tokens[: length - 1], vocab.sep]
+        ids[b, a, : len(tokens)], mask[b, a, : len(tokens)] = tokens, True
+        weight[b, a] = share
+    return dict(answer=ids, answer_mask=mask, answer_weight=weight)

@@ -1,0 +1,338 @@
+"""Official BLIP checkpoints (salesforce/BLIP): pretraining, captions, retrieval, ITM.
+
+Our tree has the text layers, which all roles share, as `fusion` (interleaved); the text
+encoder and the decoder of a file hold the same tensors twice but for self-attention
+(`tie_encoder_decoder_weights`), of which the decoder's is ours `attn_causal`. Momentum
+copies (`*_m`) are the averaged tree, queues the memory of `objectives_itc`.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import os
+import re
+from typing import Any
+
+import numpy as np
+
+from vlp_jax.interop import reader
+from vlp_jax.interop import rules
+from vlp_jax.interop import towers
+from vlp_jax.ops import tree as tree_lib
+
+# Sizes: those of `towers`, E embedding, Q queue.
+
+ENCODER, DECODER = "text_encoder.", "text_decoder.bert."
+QUERY = "model/fusion/blocks/{}/query/kernel"
+# Parts of a layer that the decoder has for itself: their name in our tree.
+OWN = {"/attn/": "/attn_causal/", "/norm_attn/": "/norm_attn_causal/"}
+# Upstream has no momentum copy of these: the averaged tree gets the live ones.
+NO_MOMENTUM = r"model/temp|objectives_.*|model/fusion/blocks/\w*attn_causal/.*"
+QUEUES = ("image_queue", "text_queue", "idx_queue", "queue_ptr", "ptr_queue")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """What an official file holds, as trees of ours.
+
+  params: live parameters. ema: their averages, of the same tree, and memory: queues;
+  None where the file has none.
+  """
+
+  params: dict[str, Any]
+  ema: dict[str, Any] | None
+  memory: dict[str, Any] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """What the rules need to know of a model.
+
+  Attributes:
+    depth_image, depth_text: layers.
+    encoder, decoder: which of the two a file names; both are one stack of ours.
+    contrast: projections, temperature and (with `match`) ITM head. Retrieval and ITM
+      have them, captioners do not.
+    temperature: BLIP's ITM model has projections but no temperature.
+    momentum: copies and queues; `idx_queue` where their image ids are kept (retrieval).
+  """
+
+  depth_image: int
+  depth_text: int
+  encoder: bool = True
+  decoder: bool = True
+  contrast: bool = True
+  temperature: bool = True
+  momentum: bool = True
+  idx_queue: bool = False
+
+
+def load(
+  path: str | os.PathLike,
+  *,
+  num_heads_image: int,
+  num_heads_text: int,
+  key: str | None = None,
+) -> Checkpoint:
+  """Reads an official file; what kind of model it is of is found from its names.
+
+  Args:
+    path: see `reader.load`, also for `key`.
+    num_heads_image, num_heads_text: heads of ViT and BERT (12 each in BLIP's base
+      models); no shape tells them.
+
+  Raises:
+    FileNotFoundError, ValueError: see `reader.load` and `rules.from_theirs`.
+  """
+  tensors = reader.load(path, key=key)
+  shape = shape_of(tensors, path)
+  sizes = dict(M=num_heads_image, N=num_heads_text)
+  what = f"the BLIP checkpoint {path}"
+  table = checkpoint_rules(shape)
+  tree = rules.from_theirs(tensors, table, sizes=sizes, what=what)
+  if not shape.momentum:
+    return Checkpoint(tree["params"], None, None)
+  live = tree_lib.flatten(tree["params"])
+  kept = {name: x for name, x in live.items() if re.fullmatch(NO_MOMENTUM, name)}
+  ema = rules.nest(tree_lib.flatten(tree["ema"]) | kept)
+  return Checkpoint(tree["params"], ema, tree["memory"])
+
+
+def save(
+  path: str | os.PathLike, checkpoint: Checkpoint, *, key: str | None = None
+) -> None:
+  """Writes an official file; what `load` read comes back bit by bit.
+
+  Lost are what the format has no name for: averages of `NO_MOMENTUM`.
+
+  Args:
+    path: .pth or .safetensors, see `reader.save`.
+    checkpoint: trees of arrays, without boxes.
+    key: the official files have "model"; only for .pth.
+  """
+  momentum = checkpoint.ema is not None
+  shape, sizes = _sizes(checkpoint.params, momentum=momentum)
+  tree = dict(params=checkpoint.params)
+  if momentum:
+    # Retrieval keeps the ids of the queue's images, pretraining does not.
+    shape = dataclasses.replace(shape, idx_queue=not shape.decoder)
+    tree |= dict(ema=_with_momentum(checkpoint.ema), memory=checkpoint.memory)
+  what = f"what to write to {path}"
+  table = checkpoint_rules(shape)
+  reader.save(path, rules.to_theirs(tree, table, sizes=sizes, what=what), key=key)
+
+
+def export(
+  params: Mapping[str, Any], *, momentum: bool = False
+) -> dict[str, np.ndarray]:
+  """A tree of the parameters' shape (gradients, averages) under official names.
+
+  Args:
+    params: arrays, without boxes.
+    momentum: names of the momentum copies; leaves that have none are left out.
+
+  Returns:
+    {name: tensor}, with constants such as position_ids, without queues.
+  """
+  shape, sizes = _sizes(params, momentum=momentum)
+  table = parameter_rules(shape, momentum=momentum)
+  tree = _with_momentum(params) if momentum else params
+  return rules.to_theirs(tree, table, sizes=sizes)
+
+
+def init(
+  abstract_params: Mapping[str, Any],
+  *,
+  path: str | os.PathLike,
+  key: str | None = None,
+  skip: Sequence[str] = (),
+  fresh: Sequence[str] = (),
+) -> dict[str, Any]:
+  """Parameters of a model from an official file: `c.init = dict(type="blip", path=…)`.
+
+  The table of image positions is resized to the model's grid, as the official code
+  does it. Averages and queues are left out. Arguments and errors as of `albef.init`:
+  a retrieval model from a pretraining file skips `text_decoder\\..*`.
+  """
+  shape, sizes = _sizes(abstract_params, momentum=False)
+  return rules.from_theirs(
+    reader.load(path, key=key),
+    parameter_rules(shape),
+    sizes=sizes,
+    shapes=abstract_params,
+    skip=(r"\w+_m\..*", *QUEUES, *skip),
+    fresh=fresh,
+    what=f"the BLIP checkpoint {path}, for this model,",
+  )
+
+
+def shape_of(tensors: Mapping[str, Any], path: str | os.PathLike) -> Shape:
+  """The shape of the model that a file is of; `path` for the message.
+
+  Raises:
+    ValueError: it is no BLIP checkpoint.
+  """
+  encoder = any(name.startswith(ENCODER) for name in tensors)
+  decoder = any(name.startswith(DECODER) for name in tensors)
+  text = ENCODER if encoder else DECODER
+  return Shape(
+    depth_image=_depth(tensors, "visual_encoder.blocks", path),
+    depth_text=_depth(tensors, f"{text}encoder.layer", path),
+    encoder=encoder,
+    decoder=decoder,
+    contrast="vision_proj.weight" in tensors,
+    temperature="temp" in tensors,
+    momentum="image_queue" in tensors,
+    idx_queue="idx_queue" in tensors,
+  )
+
+
+def checkpoint_rules(shape: Shape) -> rules.Table:
+  """The whole state dict <-> {"params"}, and {"ema", "memory"} where it has them.
+
+  `rules.from_theirs` wants the sizes M and N; `rules.to_theirs` p and q as well.
+  """
+  table = parameter_rules(shape, ours="params/")
+  if not shape.momentum:
+    return table
+  memory = "memory/objectives_itc"
+  # Retrieval calls it ptr_queue, and keeps the ids; empty places are -100.
+  pointer = "ptr_queue" if shape.idx_queue else "queue_ptr"
+  ids = f"{memory}/id_queue"
+  return [
+    *table,
+    *parameter_rules(shape, ours="ema/", momentum=True),
+    rules.Rule("image_queue", f"{memory}/image_queue", "E Q -> Q E"),
+    rules.Rule("text_queue", f"{memory}/text_queue", "E Q -> Q E"),
+    rules.Rule(pointer, f"{memory}/ptr", "1 ->", dtype=("int64", "int32")),
+    rules.Rule("idx_queue", ids, "1 Q -> Q", dtype=("int64", "int32"))
+    if shape.idx_queue
+    else rules.Fill(ids, lambda sizes: np.full(sizes["Q"], -1, np.int32)),
+  ]
+
+
+def parameter_rules(
+  shape: Shape, *, ours: str = "", momentum: bool = False
+) -> rules.Table:
+  """The parameters, or with `momentum` their averages, <-> our tree below `ours`."""
+  m = "_m" if momentum else ""
+  model = f"{ours}model"
+  table = [
+    *towers.vit_rules(f"visual_encoder{m}.", f"{model}/image", shape.depth_image),
+    *_text_rules(shape, model, momentum=momentum),
+  ]
+  if shape.contrast:
+    table += towers.linear_rules(f"vision_proj{m}.", f"{model}/image_proj", "W", "E")
+    table += towers.linear_rules(f"text_proj{m}.", f"{model}/text_proj", "D", "E")
+  if momentum:
+    return table
+  if shape.contrast:
+    table += towers.linear_rules("itm_head.", f"{ours}objectives_itm/head", "D", "2")
+  if shape.contrast and shape.temperature:
+    table.append(rules.Rule("temp", f"{model}/temp", "->"))
+  if shape.decoder:
+    head = towers.bert_mlm_rules(
+      "text_decoder.cls.predictions.", f"{ours}objectives_lm"
+    )
+    table += head
+  return table
+
+
+def _text_rules(shape, model, *, momentum):
+  """Embeddings and layers; a momentum copy has only the encoder."""
+  words = []
+  if shape.encoder:
+    words.append(ENCODER)
+  if shape.decoder and not momentum:
+    words.append(DECODER)
+  layers = range(shape.depth_text)
+  lots = []
+  for prefix in words:
+    lot = [
+      *towers.bert_embedding_rules(f"{prefix}embeddings.", f"{model}/text"),
+      rules.Rule(
+        f"{prefix}embeddings.word_embeddings.weight",
+        f"{model}/text/word/embedding",
+        "V D -> V D",
+      ),
+      *towers.bert_layer_rules(
+        f"{prefix}encoder.layer.", f"{model}/fusion/blocks", layers, cross=True
+      ),
+    ]
+    # MED has no types of tokens.
+    lot = [rule for rule in lot if "token_type" not in str(rule.theirs)]
+    lots.append([_own(rule) for rule in lot] if prefix == DECODER else lot)
+  tied, constants = {}, []
+  for rule in (rule for lot in lots for rule in lot):
+    if isinstance(rule, rules.Constant):
+      constants.append(rule)
+    else:
+      names = tied[rule.ours].theirs if rule.ours in tied else ()
+      tied[rule.ours] = dataclasses.replace(rule, theirs=(*names, rule.theirs))
+  embedding = f"{model}/text/word/embedding"
+  if shape.decoder and not momentum:
+    # The head's matrix is the table of words.
+    names = (*tied[embedding].theirs, "text_decoder.cls.predictions.decoder.weight")
+    tied[embedding] = dataclasses.replace(tied[embedding], theirs=names)
+  table = [*constants, *tied.values()]
+  return [_momentum_names(rule) for rule in table] if momentum else table
+
+
+def _own(rule):
+  """The decoder's own self-attention, where the rule is of one."""
+  if isinstance(rule, rules.Constant):
+    return rule
+  ours = rule.ours
+  for shared, own in OWN.items():
+    ours = ours.replace(shared, own)
+  return dataclasses.replace(rule, ours=ours)
+
+
+def _momentum_names(rule):
+  copy = lambda name: name.replace(ENCODER, "text_encoder_m.")
+  if isinstance(rule, rules.Constant):
+    return dataclasses.replace(rule, theirs=copy(rule.theirs))
+  return dataclasses.replace(rule, theirs=tuple(map(copy, rule.theirs)))
+
+
+def _depth(tensors, prefix, path):
+  """One more than the highest layer named so."""
+  found = [re.match(rf"{re.escape(prefix)}\.(\d+)\.", name) for name in tensors]
+  numbers = [int(match[1]) for match in found if match]
+  if not numbers:
+    raise ValueError(f"{path} is no BLIP checkpoint: it has no tensor {prefix}.0.…")
+  return 1 + max(numbers)
+
+
+def _with_momentum(tree):
+  """The leaves that have a momentum copy upstream."""
+  leaves = tree_lib.flatten(tree)
+  return rules.nest(
+    {k: leaf for k, leaf in leaves.items() if not re.fullmatch(NO_MOMENTUM, k)}
+  )
+
+
+def _sizes(params, *, momentum):
+  """(shape, sizes): what the rules need to know of a tree of ours."""
+  leaves = tree_lib.flatten(params)
+  reads = [name for name in ("attn", "attn_causal") if QUERY.format(name) in leaves]
+  wanted = ["model/image/blocks/attn/query/kernel", "model/image/patch/kernel"]
+  missing = [path for path in wanted if path not in leaves]
+  if missing or not reads:
+    missing += [] if reads else [QUERY.format("attn")]
+    raise ValueError(
+      "this model is not of BLIP's kind (a ViT, and an interleaved stack for the text):"
+      f" it has no {', '.join(missing)}."
+    )
+  image, patch = (leaves[path].shape for path in wanted)
+  text = leaves[QUERY.format(reads[0])].shape
+  side = round((patch[0] / 3) ** 0.5)
+  shape = Shape(
+    depth_image=image[0],
+    depth_text=text[0],
+    encoder="attn" in reads,
+    decoder="attn_causal" in reads,
+    contrast="model/image_proj/kernel" in leaves,
+    temperature="model/temp" in leaves,
+    momentum=momentum,
+  )
+  return shape, dict(M=image[2], N=text[2], p=side, q=side)

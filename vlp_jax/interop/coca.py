@@ -1,0 +1,256 @@
+"""CoCa checkpoints of open_clip (coca_model.py), which has no other of its kind.
+
+Its decoder's blocks and cross-attention blocks in turn are one layer of ours each, with
+`mlp_before` and `norm_memory`.
+"""
+
+from collections.abc import Mapping, Sequence
+import os
+import re
+from typing import Any
+
+import numpy as np
+
+from vlp_jax.interop import reader
+from vlp_jax.interop import rules
+from vlp_jax.interop import towers
+from vlp_jax.ops import posembed
+from vlp_jax.ops import tree as tree_lib
+
+# Sizes: those of `towers`, E embedding, Q queries, P heads of the pooling, R of them.
+
+BLOCKS = "model/{}/blocks/attn/query/kernel"
+
+
+def load(
+  path: str | os.PathLike,
+  *,
+  num_heads_image: int,
+  num_heads_text: int,
+  num_heads_pool: int,
+  key: str | None = None,
+) -> dict[str, Any]:
+  """Reads a file of open_clip: the parameters, as a tree of ours.
+
+  Args:
+    path: see `reader.load`, also for `key`.
+    num_heads_image, num_heads_text, num_heads_pool: of the ViT, of the text towers and
+      of attention pooling; no shape tells them (coca_ViT-L-14: 16, 12, 8).
+
+  Raises:
+    FileNotFoundError, ValueError: see `reader.load` and `rules.from_theirs`.
+  """
+  tensors = reader.load(path, key=key)
+  what = f"{path} is no CoCa checkpoint of open_clip"
+  table = parameter_rules(
+    depth_image=_depth(tensors, "visual.transformer.resblocks", what),
+    depth_text=_depth(tensors, "text.transformer.resblocks", what),
+    depth_fusion=_depth(tensors, "text_decoder.cross_attn", what),
+    fused_pool="visual.attn_pool.attn.in_proj_weight" in tensors,
+  )
+  sizes = dict(M=num_heads_image, N=num_heads_text, P=num_heads_pool)
+  what = f"the CoCa checkpoint {path}"
+  return rules.from_theirs(tensors, table, sizes=sizes, what=what)
+
+
+def save(
+  path: str | os.PathLike, params: Mapping[str, Any], *, key: str | None = None
+) -> None:
+  """Writes a file of open_clip; what `load` read comes back bit by bit.
+
+  Args:
+    path: .pt or .safetensors, see `reader.save`.
+    params: arrays, without boxes.
+    key: open_clip's own files have "state_dict"; only for .pt.
+  """
+  reader.save(path, export(params), key=key)
+
+
+def export(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """A tree of the parameters' shape (gradients too) under open_clip's names."""
+  depths, sizes = _sizes(params)
+  return rules.to_theirs(params, parameter_rules(**depths), sizes=sizes)
+
+
+def init(
+  abstract_params: Mapping[str, Any],
+  *,
+  path: str | os.PathLike,
+  key: str | None = None,
+  skip: Sequence[str] = (),
+  fresh: Sequence[str] = (),
+) -> dict[str, Any]:
+  """Parameters of a model from such a file: `c.init = dict(type="coca", path=…)`.
+
+  The table of image positions is resized to the model's grid. Arguments and errors as
+  of `albef.init`.
+  """
+  depths, sizes = _sizes(abstract_params)
+  return rules.from_theirs(
+    reader.load(path, key=key),
+    parameter_rules(**depths),
+    sizes=sizes,
+    shapes=abstract_params,
+    skip=skip,
+    fresh=fresh,
+    what=f"the CoCa checkpoint {path}, for this model,",
+  )
+
+
+def parameter_rules(
+  *,
+  depth_image: int,
+  depth_text: int,
+  depth_fusion: int,
+  fused_pool: bool,
+  ours: str = "",
+) -> rules.Table:
+  """The parameters <-> our tree below `ours`.
+
+  fused_pool: the pooling keeps the ViT's width, and has query, key and value in one
+  tensor.
+  """
+  image, text = f"{ours}model/image", f"{ours}model/text"
+  fusion = f"{ours}model/fusion"
+  vit = range(depth_image)
+  return [
+    rules.Rule("visual.class_embedding", f"{image}/cls", "W -> W"),
+    rules.Rule(
+      "visual.positional_embedding", f"{image}/posemb", "L W -> L W", fit=_resize
+    ),
+    rules.Rule("visual.conv1.weight", f"{image}/patch/kernel", "W 3 p q -> (p q 3) W"),
+    *towers.norm_rules("visual.ln_pre.", f"{image}/norm_pre", "W"),
+    *_block_rules("visual.transformer.resblocks.", f"{image}/blocks", vit, "W G M h"),
+    rules.Rule("visual.attn_pool.query", f"{image}/query_pool/query", "Q E -> Q E"),
+    *towers.norm_rules("visual.attn_pool.ln_q.", f"{image}/query_pool/norm_query", "E"),
+    *towers.norm_rules("visual.attn_pool.ln_k.", f"{image}/query_pool/norm", "W"),
+    *_pool_rules("visual.attn_pool.attn.", f"{image}/query_pool/attn", fused_pool),
+    *towers.norm_rules("visual.ln_post.", f"{image}/norm", "E"),
+    rules.Rule("visual.proj", f"{ours}model/image_proj/kernel", "E E' -> E E'"),
+    rules.Rule("text.cls_emb", f"{text}/cls", "D -> D"),
+    rules.Rule("text.token_embedding.weight", f"{text}/word/embedding", "V D -> V D"),
+    rules.Rule("text.positional_embedding", f"{text}/position/embedding", "T D -> T D"),
+    *_block_rules("text.transformer.resblocks.", f"{text}/blocks", range(depth_text)),
+    *towers.norm_rules("text.ln_final.", f"{text}/norm", "D"),
+    rules.Rule("text.text_projection", f"{ours}model/text_proj/kernel", "D E -> D E"),
+    *_decoder_rules(f"{fusion}/blocks", range(depth_fusion)),
+    *towers.norm_rules("text_decoder.ln_final.", f"{fusion}/norm", "D"),
+    rules.Rule(
+      "text_decoder.text_projection", f"{ours}objectives_lm/out/kernel", "D V -> D V"
+    ),
+    rules.Rule("logit_scale", f"{ours}model/log_scale", "->"),
+  ]
+
+
+def _block_rules(theirs, ours, layers, letters="D F N H", mlp="mlp", norm="norm_mlp"):
+  """A block of open_clip: width, MLP, heads and their width are `letters`."""
+  width, inner, heads, size = letters.split()
+  block = f"{theirs}{{i}}."
+  return [
+    *towers.norm_rules(f"{block}ln_1.", f"{ours}/norm_attn", width, layers),
+    *_attention_rules(
+      f"{block}attn.", f"{ours}/attn", (width, heads, size), layers=layers
+    ),
+    *towers.norm_rules(f"{block}ln_2.", f"{ours}/{norm}", width, layers),
+    *towers.linear_rules(f"{block}mlp.c_fc.", f"{ours}/{mlp}/up", width, inner, layers),
+    *towers.linear_rules(
+      f"{block}mlp.c_proj.", f"{ours}/{mlp}/down", inner, width, layers
+    ),
+  ]
+
+
+def _decoder_rules(ours, layers):
+  """The two blocks of open_clip that are a layer of ours."""
+  plain = _block_rules(
+    "text_decoder.resblocks.",
+    ours,
+    layers,
+    mlp="mlp_before",
+    norm="norm_before",
+  )
+  cross = "text_decoder.cross_attn.{i}."
+  return [
+    *plain,
+    *towers.norm_rules(f"{cross}ln_1.", f"{ours}/norm_cross", "D", layers),
+    *towers.norm_rules(f"{cross}ln_1_kv.", f"{ours}/norm_memory", "D", layers),
+    *_attention_rules(f"{cross}attn.", f"{ours}/cross", ("D", "N", "H"), layers=layers),
+    *towers.norm_rules(f"{cross}ln_2.", f"{ours}/norm_mlp", "D", layers),
+    *towers.linear_rules(f"{cross}mlp.c_fc.", f"{ours}/mlp/up", "D", "F", layers),
+    *towers.linear_rules(f"{cross}mlp.c_proj.", f"{ours}/mlp/down", "F", "D", layers),
+  ]
+
+
+def _attention_rules(theirs, ours, letters, *, layers=None):
+  """torch's MultiheadAttention of one width."""
+  width, heads, size = letters
+  qkv = lambda leaf: tuple(f"{ours}/{c}/{leaf}" for c in ("query", "key", "value"))
+  fused = f"(3 {heads} {size})"
+  return [
+    rules.Rule(
+      f"{theirs}in_proj_weight",
+      qkv("kernel"),
+      f"{fused} {width} -> 3 {width} {heads} {size}",
+      layers,
+    ),
+    rules.Rule(
+      f"{theirs}in_proj_bias", qkv("bias"), f"{fused} -> 3 {heads} {size}", layers
+    ),
+    rules.Rule(
+      f"{theirs}out_proj.weight",
+      f"{ours}/out/kernel",
+      f"{width} ({heads} {size}) -> {heads} {size} {width}",
+      layers,
+    ),
+    rules.Rule(
+      f"{theirs}out_proj.bias", f"{ours}/out/bias", f"{width} -> {width}", layers
+    ),
+  ]
+
+
+def _pool_rules(theirs, ours, fused):
+  """Attention of queries of width E to tokens of width W."""
+  table = _attention_rules(theirs, ours, ("E", "P", "R"))
+  if fused:
+    return table
+  separate = [
+    rules.Rule(
+      f"{theirs}{name[0]}_proj_weight",
+      f"{ours}/{name}/kernel",
+      f"(P R) {width} -> {width} P R",
+    )
+    for name, width in (("query", "E"), ("key", "W"), ("value", "W"))
+  ]
+  return [*separate, *table[1:]]
+
+
+def _resize(table, shape):
+  grid = round((shape[0] - 1) ** 0.5)
+  return np.asarray(posembed.resize_posembed(table, grid))
+
+
+def _depth(tensors, prefix, what):
+  """One more than the highest layer named so."""
+  found = [re.match(rf"{re.escape(prefix)}\.(\d+)\.", name) for name in tensors]
+  numbers = [int(match[1]) for match in found if match]
+  if not numbers:
+    raise ValueError(f"{what}: it has no tensor {prefix}.0.…")
+  return 1 + max(numbers)
+
+
+def _sizes(params):
+  """(depths, sizes): what the rules need to know of a tree of ours."""
+  leaves = tree_lib.flatten(params)
+  pool = "model/image/query_pool/attn/{}/kernel"
+  wanted = [BLOCKS.format(tower) for tower in ("image", "text", "fusion")]
+  wanted += [pool.format("query"), pool.format("key"), "model/image/patch/kernel"]
+  missing = [path for path in wanted if path not in leaves]
+  if missing:
+    raise ValueError(
+      "this model is not of CoCa's kind (a ViT with attention pooling, a text encoder"
+      f" and cross-attention fusion): it has no {', '.join(missing)}."
+    )
+  image, text, fusion, query, key, patch = (leaves[path].shape for path in wanted)
+  side = round((patch[0] / 3) ** 0.5)
+  depths = dict(depth_image=image[0], depth_text=text[0], depth_fusion=fusion[0])
+  depths["fused_pool"] = query[0] == key[0]
+  return depths, dict(M=image[2], N=text[2], P=query[1], p=side, q=side)

@@ -1,0 +1,117 @@
+"""ViT in timm's layout (DeiT's .pth files, AugReg in timm) <-> our ViT.
+
+ALBEF and BLIP start their image tower from deit_base_patch16_224-b5f2ef4d.pth. A
+classifier that the file has is kept beside the tower: "classifier".
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+from vlp_jax.interop import hf_vit
+from vlp_jax.interop import reader
+from vlp_jax.interop import rules
+from vlp_jax.interop import towers
+from vlp_jax.ops import tree as tree_lib
+
+# Sizes: those of `towers`, C classes.
+
+SIGNATURE = (r"patch_embed\.proj\.weight", r"blocks\.0\.attn\.qkv\.weight", "pos_embed")
+HEAD = r"head\..*"
+# Where files that configs name are, for who lacks them.
+SOURCES = {
+  "deit_base_patch16_224-b5f2ef4d.pth": "https://dl.fbaipublicfiles.com/deit/",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """params: {"model": {"image": …}}, and "classifier" where the file has one."""
+
+  params: dict[str, Any]
+
+
+def load(
+  path: str | os.PathLike, *, num_heads: int | None = None, key: str | None = None
+) -> Checkpoint:
+  """Reads a file; `num_heads` None: of 64 each. `key`: see `reader.load`.
+
+  Raises:
+    FileNotFoundError, ValueError: see `reader.load` and `rules.from_theirs`.
+  """
+  tensors = reader.load(path, key=key)
+  blocks = "blocks.{i}."
+  depth = towers.depth(tensors, blocks, f"{path} is no ViT in timm's layout")
+  sizes = dict(M=towers.heads(tensors, "norm.weight", num_heads, "num_heads"))
+  table = file_rules(depth, classifier="head.weight" in tensors)
+  what = f"the ViT {path}"
+  return Checkpoint(rules.from_theirs(tensors, table, sizes=sizes, what=what))
+
+
+def save(
+  path: str | os.PathLike, checkpoint: Checkpoint, *, key: str | None = None
+) -> None:
+  """Writes a file; what `load` read comes back bit by bit. Arguments: `reader.save`."""
+  leaves = tree_lib.flatten(checkpoint.params)
+  depth = leaves["model/image/blocks/attn/query/kernel"].shape[0]
+  side = round((leaves["model/image/patch/kernel"].shape[0] / 3) ** 0.5)
+  table = file_rules(depth, classifier="classifier/kernel" in leaves)
+  what = f"what to write to {path}"
+  tensors = rules.to_theirs(
+    checkpoint.params, table, sizes=dict(p=side, q=side), what=what
+  )
+  reader.save(path, tensors, key=key)
+
+
+def of_model(model: Any, params: Mapping[str, Any]) -> Checkpoint:
+  """The image tower of a trained model; no file says its activation and epsilon.
+
+  Raises:
+    ValueError: the tower is of another kind; lists the fields.
+  """
+  told = dict(act="gelu", norm_eps=1e-6)
+  return Checkpoint(hf_vit.tower_of(model, params, "timm's ViT", **told))
+
+
+def init(
+  abstract_params: Mapping[str, Any],
+  *,
+  path: str | os.PathLike,
+  into: str = "model/image",
+  key: str | None = None,
+  skip: Sequence[str] = (),
+  fresh: Sequence[str] = (),
+) -> dict[str, Any]:
+  """The image tower of a model from a file; the classifier is left out.
+
+  The table of positions is resized to the model's grid, as ALBEF's official code does
+  it. Arguments and errors are those of `hf_bert.init`; no file tells its heads.
+  """
+  file = pathlib.Path(path)
+  if file.name in SOURCES and not file.exists():
+    raise FileNotFoundError(
+      f"no checkpoint file {path}: it is {SOURCES[file.name]}{file.name}; put it there,"
+      " or say its place in --config.init.image.path=…; --config.init=None starts from"
+      " nothing."
+    )
+  query = tree_lib.flatten(abstract_params).get(f"{into}/blocks/attn/query/kernel")
+  return rules.fill(
+    abstract_params,
+    [into],
+    reader.load(path, key=key),
+    towers.vit_rules("", into, 0 if query is None else query.shape[0]),
+    sizes={} if query is None else dict(M=query.shape[2]),
+    skip=(HEAD, *skip),
+    fresh=fresh,
+    what=f"the ViT {path}, for this model,",
+  )
+
+
+def file_rules(depth: int, *, classifier: bool) -> rules.Table:
+  """A whole file."""
+  table = towers.vit_rules("", "model/image", depth)
+  if classifier:
+    table += towers.linear_rules("head.", "classifier", "W", "C")
+  return table

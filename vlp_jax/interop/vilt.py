@@ -1,0 +1,183 @@
+"""Official ViLT checkpoints (dandelin/ViLT, vilt/modules/vilt_module.py).
+
+One stream over words and patches, pretrained or with the head of a downstream task.
+Words and patches are the two encoders of ours, the ViT's blocks the fusion.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import os
+from typing import Any
+
+import numpy as np
+
+from vlp_jax.interop import reader
+from vlp_jax.interop import rules
+from vlp_jax.interop import towers
+from vlp_jax.ops import tree as tree_lib
+
+# Sizes: those of `towers`, with the width W of all, R types, P of the pooled pair.
+
+# A checkpoint of this format has tensors of these names.
+SIGNATURE = (
+  r"text_embeddings\..*",
+  r"token_type_embeddings\.weight",
+  r"transformer\.blocks\..*",
+)
+# Our objectives, and the layer whose weight tells whether the file has them.
+HEADS = {
+  "itm": "itm_score.fc.",
+  "mlm": "mlm_score.decoder.",
+  "vqa_scores": "vqa_classifier.0.",
+  "pair_classify": "nlvr2_classifier.0.",
+  "text_rank": "rank_output.",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """What an official file holds: params, a tree of ours."""
+
+  params: dict[str, Any]
+
+
+def load(
+  path: str | os.PathLike, *, num_heads: int | None = None, key: str | None = None
+) -> Checkpoint:
+  """Reads an official file, of pretraining or of a task.
+
+  Args:
+    path: see `reader.load`, also for `key`.
+    num_heads: which no shape tells; None: of 64 each, as in all that is published.
+
+  Raises:
+    FileNotFoundError, ValueError: see `reader.load` and `rules.from_theirs`.
+  """
+  tensors = reader.load(path, key=key)
+  what = f"{path} is no ViLT checkpoint"
+  params = rules.from_theirs(
+    tensors,
+    _rules(
+      towers.depth(tensors, "transformer.blocks.{i}.", what),
+      [name for name, theirs in HEADS.items() if f"{theirs}weight" in tensors],
+    ),
+    sizes=dict(
+      M=towers.heads(tensors, "transformer.norm.weight", num_heads, "num_heads")
+    ),
+    what=f"the ViLT checkpoint {path}",
+  )
+  return Checkpoint(params)
+
+
+def save(
+  path: str | os.PathLike, checkpoint: Checkpoint, *, key: str | None = None
+) -> None:
+  """Writes an official file; what `load` read comes back bit by bit.
+
+  Args:
+    path: .ckpt, .pth or .safetensors, see `reader.save`.
+    checkpoint: parameters without boxes.
+    key: the official files have "state_dict"; not for .safetensors.
+  """
+  reader.save(path, export(checkpoint.params), key=key)
+
+
+def export(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """A tree of the parameters' shape (or of gradients) as {official name: tensor}."""
+  table, sizes = _table(params)
+  return rules.to_theirs(params, table, sizes=sizes)
+
+
+def init(
+  abstract_params: Mapping[str, Any],
+  *,
+  path: str | os.PathLike,
+  key: str | None = None,
+  skip: Sequence[str] = (),
+  fresh: Sequence[str] = (),
+) -> dict[str, Any]:
+  """Parameters of a model from an official file: `c.init = dict(type="vilt", path=…)`.
+
+  Args:
+    abstract_params: the model's tree, without boxes; leaves have shape and dtype.
+    path, key: see `reader.load`.
+    skip: regular expressions of whole names in the file that the model does not use,
+      e.g. `(mlm|itm)_score\\..*` for a downstream task.
+    fresh: of whole paths of the model that the file does not have.
+
+  Raises:
+    FileNotFoundError, ValueError: one error that lists all that does not fit.
+  """
+  table, sizes = _table(abstract_params)
+  return rules.from_theirs(
+    reader.load(path, key=key),
+    table,
+    sizes=sizes,
+    shapes=abstract_params,
+    skip=skip,
+    fresh=fresh,
+    what=f"the ViLT checkpoint {path}, for this model,",
+  )
+
+
+def _rules(depth, heads):
+  image, words, fusion = "model/image", "model/text", "model/fusion"
+  return [
+    *towers.vit_embedding_rules("transformer.", image, fit=_refuse_grid),
+    *towers.vit_block_rules("transformer.", fusion, depth),
+    *_of_width(towers.bert_embedding_rules("text_embeddings.", words)),
+    rules.Rule(
+      "text_embeddings.word_embeddings.weight", f"{words}/word/embedding", "V W -> V W"
+    ),
+    rules.Rule(
+      "token_type_embeddings.weight", f"{fusion}/type/embedding", "R W -> R W"
+    ),
+    *towers.linear_rules("pooler.dense.", f"{fusion}/pool/dense", "W", "W'"),
+    *(rule for head in heads for rule in head_rules(head, "W")),
+  ]
+
+
+def head_rules(head: str, width: str) -> rules.Table:
+  """The head of one objective; `width` is the letter of its tokens' width.
+
+  METER's heads have the same names.
+  """
+  ours, theirs = f"objectives_{head}", HEADS[head]
+  if head == "mlm":
+    mlm = towers.bert_mlm_rules("mlm_score.", ours, decoder_bias=False)
+    decoder = f"V {width} -> {width} V"
+    return [
+      *rules.relabel(mlm, {"D": width}),
+      rules.Rule("mlm_score.decoder.weight", f"{ours}/decoder/kernel", decoder),
+    ]
+  if head in ("itm", "text_rank"):
+    return towers.linear_rules(
+      theirs, f"{ours}/head", "P", "2" if head == "itm" else "1"
+    )
+  return towers.classifier_rules(theirs.removesuffix("0."), f"{ours}/head")
+
+
+def _refuse_grid(table, shape):
+  # The model stretches the table to each image: resized, it would be another one.
+  grid = round((table.shape[0] - 1) ** 0.5)
+  raise ValueError(f"say model.image.table_res={grid} times model.image.patch")
+
+
+def _of_width(table):
+  return rules.relabel(table, {"D": "W"})
+
+
+def _table(params):
+  """(table, sizes) of a tree of ours."""
+  leaves = tree_lib.flatten(params)
+  query, patch = "model/fusion/blocks/attn/query/kernel", "model/image/patch/kernel"
+  missing = [path for path in (query, patch) if path not in leaves]
+  if missing:
+    raise ValueError(
+      "this model is not of ViLT's kind (patches, words and one merged stack): it has"
+      f" no {', '.join(missing)}."
+    )
+  side = round((leaves[patch].shape[0] / 3) ** 0.5)
+  depth, _, heads, _ = leaves[query].shape
+  table = _rules(depth, [name for name in HEADS if f"objectives_{name}" in params])
+  return table, dict(M=heads, p=side, q=side)

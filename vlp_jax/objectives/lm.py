@@ -1,0 +1,166 @@
+"""Captioning: each next word of the text, given the image and the words before it.
+
+BLIP (Li 2022, https://arxiv.org/abs/2201.12086, section 3.2; official models/med.py
+BertLMHeadModel), CoCa (Yu 2022, https://arxiv.org/abs/2205.01917, equation 4; CoCaLoss
+of open_clip), CapPa (Tschannen 2023, https://arxiv.org/abs/2306.07915, section 3: a
+share of the captions is predicted in parallel, from the image and nothing else).
+
+Shape letters: B batch, L length, T = L - 1 predicted positions, D width, V vocabulary,
+K beams.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vlp_jax.models import tokens as tokens_lib
+from vlp_jax.nn import axes
+from vlp_jax.nn import block
+from vlp_jax.nn import linear
+from vlp_jax.ops import decode
+from vlp_jax.ops import reduce
+
+
+class Objective(nn.Module):
+  """Cross-entropy of the text's tokens 1 …, read from the left; padding does not count.
+
+  The head is BERT's of masked words by default: dense, activation, norm, the table of
+  words and a bias.
+
+  Attributes:
+    vocab, width: of the tokenizer and of the fused tokens, handed in by `build`.
+    smoothing: share of the target that is spread over the whole vocabulary (BLIP: 0.1).
+    prompt: so many of the first tokens, [CLS] with them, are given and not predicted
+      (BLIP's "a picture of " in fine-tuning: 4).
+    parallel: chance of a text to be predicted in parallel in training: [MASK] at every
+      position, all of which see each other (CapPa: 0.75).
+    transform: the head has its dense layer, activation (`act`) and norm.
+    tied: words are scored by the text encoder's table, else by a matrix of the head.
+    bias: the head adds a bias for each word.
+  """
+
+  vocab: Any
+  width: int
+  smoothing: float = 0.0
+  prompt: int = 1
+  parallel: float = 0.0
+  transform: bool = True
+  tied: bool = True
+  bias: bool = True
+  act: block.Activation = "gelu"
+  norm_eps: float = 1e-12
+  init_std: float | None = 0.02
+
+  def setup(self):
+    if self.prompt < 1:
+      raise ValueError(f"objectives.lm.prompt={self.prompt}: want 1 ([CLS]) or more.")
+    width, words = self.width, self.vocab.size
+    if self.transform:
+      self.dense = linear.Linear(
+        "BLD,DE->BLE", (width, width), ("embed", "proj"), init_std=self.init_std
+      )
+      self.norm = linear.LayerNorm(self.norm_eps)
+    if not self.tied:
+      self.out = linear.Linear(
+        "BLD,DV->BLV",
+        (width, words),
+        ("embed", "vocab"),
+        bias=False,
+        init_std=self.init_std,
+      )
+    if self.bias:
+      zeros = axes.boxed(nn.initializers.zeros_init(), "vocab")
+      self.offset = self.param("bias", zeros, (words,))
+
+  def __call__(self, model, enc, batch, *, teacher=None, train=False):
+    ids, mask = batch["text"], batch["text_mask"]
+    if self.parallel and train:
+      rows = jax.random.uniform(self.make_rng("mask"), ids.shape[:1]) < self.parallel
+      given, seen, attention = self.blank(ids[:, :-1], rows)
+      logits = self.logits(
+        model, enc.image, given, seen, attention=attention, train=train
+      )
+    else:
+      logits = self.logits(model, enc.image, ids, mask, encoded=enc.text, train=train)
+      logits = logits[:, :-1]
+    losses, right, counted = self.losses(logits, ids, mask)
+    return reduce.Mean.of(losses, counted), {"accuracy": reduce.Mean.of(right, counted)}
+
+  def blank(self, ids, rows):
+    """Ids of which `rows` bool [B] are hidden: (ids [B, T], mask, attention [B, T, T]).
+
+    All positions of a hidden row see each other, padding too: how many words there are
+    is not told (big_vision's cappa.py).
+    """
+    length = ids.shape[1]
+    left = jnp.tril(jnp.ones((length, length), bool))
+    ids = jnp.where(rows[:, None], self.vocab.mask, ids)
+    return ids, jnp.ones(ids.shape, bool), left | rows[:, None, None]
+
+  def losses(self, logits, ids, mask):
+    """(losses float32 [B, T], right bool [B, T], counted bool [B, T]).
+
+    logits float32 [B, T, V] of the tokens after the first of ids [B, L].
+    """
+    labels, counted = ids[:, 1:], mask[:, 1:]
+    counted = counted & (jnp.arange(1, ids.shape[1]) >= self.prompt)
+    logp = jax.nn.log_softmax(logits, axis=-1)
+    losses = -jnp.take_along_axis(logp, labels[..., None], axis=-1)[..., 0]
+    if self.smoothing:
+      spread = -jnp.mean(logp, axis=-1)
+      losses = (1.0 - self.smoothing) * losses + self.smoothing * spread
+    return losses, jnp.argmax(logits, axis=-1) == labels, counted
+
+  def logits(
+    self, model, image, ids, mask, *, encoded=None, attention="causal", train=False
+  ):
+    """float32 [B, L, V]: at each position, of the word after it.
+
+    encoded: the ids as the text encoder has encoded them, which serves where it reads
+    from the left itself (CoCa).
+    """
+    text = model.words(ids, mask, encoded, attention, train=train)
+    x = model.fuse(image, text, attention=attention, train=train).x
+    return self.head(model, x)
+
+  def head(self, model, x):
+    """[B, L, D] -> float32 [B, L, V]."""
+    if self.transform:
+      x = self.norm(block.ACTIVATIONS[self.act](self.dense(x)))
+    logits = model.word_logits(x) if self.tied else self.out(x).astype(jnp.float32)
+    return logits + self.offset if self.bias else logits
+
+  def generate(
+    self,
+    model: nn.Module,
+    image: tokens_lib.Tokens,
+    start: jax.Array,
+    settings: decode.Settings,
+  ) -> jax.Array:
+    """Writes a text for each image.
+
+    Args:
+      model: the VLM. image: Tokens of B images.
+      start: int32 [B, P], what each text begins with: [CLS] (or [DEC], which takes its
+        place where the vocabulary has one) and the prompt.
+      settings: greedy or beam search, and how.
+
+    Returns:
+      int32 [B, settings.max_length], `start` included, padded.
+    """
+    count = start.shape[0] * settings.beams
+
+    def repeat(x):
+      return None if x is None else jnp.repeat(x, settings.beams, axis=0)
+
+    images = jax.tree.map(repeat, image)
+    mask = jnp.ones((count, settings.max_length), bool)
+
+    def next_logits(ids, at):
+      # What is behind `at` is not seen from there: reading is from the left.
+      logits = self.logits(model, images, ids, mask)
+      return jax.lax.dynamic_index_in_dim(logits, at, axis=1, keepdims=False)
+
+    return decode.generate(next_logits, start, settings)
