@@ -43,6 +43,8 @@ class Vocab:
   cls: int = 101
   sep: int = 102
   mask: int = 103
+  dec: int | None = None
+  enc: int | None = None
   special: tuple[int, ...] = (0, 101, 102, 103)
   continuation: tuple[int, ...] = ()
 

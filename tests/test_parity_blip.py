@@ -200,7 +200,8 @@ def official():
 @pytest.mark.parametrize(
   "name",
   "loss_ita loss_itm loss_lm image_embeds text_hidden image_feat text_feat"
-  " image_feat_m text_feat_m itm_pos_hidden itm_neg_hidden vl_embeddings itm_logits lm_logits".split(),
+  " image_feat_m text_feat_m itm_pos_hidden itm_neg_hidden vl_embeddings itm_logits"
+  " lm_logits".split(),
 )
 def test_pretraining(official, name):
   close(official["arrays"][name], arrays("blip_pretrain", "expected")[name], name)

@@ -126,7 +126,8 @@ def forward(self, batch):
 
 @pytest.fixture(scope="module")
 def params():
-  return jax.tree.map(jnp.asarray, coca.load(REFERENCE / "checkpoint.pt", **HEADS))
+  loaded = coca.load(REFERENCE / "checkpoint.pt", **HEADS)
+  return jax.tree.map(jnp.asarray, loaded.params)
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,8 @@ class Vocab:
   cls: int = 2
   sep: int = 3
   mask: int = 4
+  dec: int | None = None
+  enc: int | None = None
   special: tuple[int, ...] = (0, 2, 3, 4)
   continuation: tuple[int, ...] = (50, 51, 52)
 

@@ -35,7 +35,7 @@ SPECS = [
 # Data and vocabularies are not in the repository: their sizes stand in for them. BERT's
 # uncased vocabulary, and what a recipe for training one asks for at most.
 BERT = 30_522
-EXAMPLES = 100_000
+EXAMPLES = 1_000_000
 
 
 def load(spec):

@@ -257,7 +257,7 @@ def test_tokenizers_and_vocabularies_are_values(either):
 def test_a_batch_is_its_rows(either):
   make, path = either
   tokenizer = make(path, length=12)
-  texts = ["a man", "", "two dogs playing in the snow near a red car", "🙂"]
+  texts = ["cafe people", "", "two dogs playing in the snow near a red car", "🙂"]
   ids, mask = tokenizer.encode(texts)
   for i, text in enumerate(texts):
     alone, alone_mask = tokenizer.encode([text])
@@ -270,3 +270,24 @@ def test_pack():
   ids, mask = vocab_lib.pack([[5, 6], [], [5, 6, 7, 8]], vocab, length=4, sep=True)
   assert ids.tolist() == [[2, 5, 6, 3], [2, 3, 0, 0], [2, 5, 6, 3]]
   assert mask.tolist() == [[True] * 4, [True, True, False, False], [True] * 4]
+
+
+def test_wordpiece_with_the_ids_of_roles(bert):
+  """BLIP's [DEC] and [ENC] stand behind the file's pieces; texts are as without."""
+  path, _ = bert
+  plain = wordpiece.Tokenizer(path, length=12)
+  roles = wordpiece.Tokenizer(path, length=12, roles=True)
+  size = plain.vocab.size
+  assert (plain.vocab.dec, plain.vocab.enc) == (None, None)
+  assert (roles.vocab.dec, roles.vocab.enc) == (size, size + 1)
+  assert roles.vocab.size == size + 2
+  assert {size, size + 1} <= set(roles.vocab.special)
+  for a, b in zip(
+    plain.encode(["cafe people"]), roles.encode(["cafe people"]), strict=True
+  ):
+    np.testing.assert_array_equal(a, b)
+  assert roles.pieces(np.array([size, size + 1])) == ["[DEC]", "[ENC]"]
+  assert (
+    roles.decode(np.array([size, *row(*roles.encode(["cafe people"]))]))
+    == "cafe people"
+  )

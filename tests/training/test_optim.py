@@ -220,6 +220,14 @@ def test_albef_decays_all_but_biases_and_norms(albef):
   }
 
 
+def test_all_parameters_are_decayed_where_the_config_says_so():
+  idle = jax.tree.map(np.zeros_like, params())
+  tx, _ = make(name="sgd", b1=0.0, weight_decay=0.5, undecayed=None, bounds=())
+  updates, _ = tx.update(idle, tx.init(params()), params())
+  for path, x in tree.flatten(params()).items():
+    np.testing.assert_allclose(tree.flatten(updates)[path], -0.05 * x, rtol=RTOL)
+
+
 # --- Learning rates ------------------------------------------------------------
 
 
@@ -243,6 +251,12 @@ def rates(steps, *, total=100, **fields):
       dict(warmup=20, warmup_lr=0.1, end_lr=0.1),
       [0, 10, 20, 60, 100],
       [0.1, 0.55, 1, 0.55, 0.1],
+    ),
+    # Epochs are counted from the start, warm-up included; not below end_lr.
+    (
+      dict(schedule="step", warmup=5, decay=0.5, decay_every=10, end_lr=0.2),
+      [0, 4, 5, 9, 10, 20, 30, 99],
+      [0, 0.8, 1, 1, 0.5, 0.25, 0.2, 0.2],
     ),
   ],
 )
@@ -420,6 +434,7 @@ def test_a_pattern_that_matches_nothing(albef, fields, message):
       "optim.multipliers: -1.0 for 'temp': wants 0",
     ),
     (dict(bounds=(("temp", (1.0, 0.0)),)), "optim.bounds: (1.0, 0.0) for 'temp'"),
+    (dict(schedule="step"), 'optim.schedule="step" wants optim.decay_every'),
     (dict(lr=-1.0), "optim.lr=-1.0: wants 0 or more"),
     (dict(weight_decay=-0.1), "optim.weight_decay=-0.1: wants 0 or more"),
     (dict(clip_norm=0.0), "optim.clip_norm=0.0: wants more than 0, or None"),

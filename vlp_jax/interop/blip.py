@@ -1,9 +1,11 @@
-"""Official BLIP checkpoints (salesforce/BLIP): pretraining, captions, retrieval, ITM.
+"""Official BLIP checkpoints (salesforce/BLIP): pretraining, and all downstream tasks.
 
 Our tree has the text layers, which all roles share, as `fusion` (interleaved); the text
 encoder and the decoder of a file hold the same tensors twice but for self-attention
-(`tie_encoder_decoder_weights`), of which the decoder's is ours `attn_causal`. Momentum
-copies (`*_m`) are the averaged tree, queues the memory of `objectives_itc`.
+(`tie_encoder_decoder_weights`), of which the decoder's is ours `attn_causal`. In VQA
+the two are of different weights, and the decoder is `decoder`; in NLVR2 the stack is
+`twin`. Momentum copies (`*_m`) are the averaged tree, queues the memory of
+`objectives_itc`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,10 +21,19 @@ from vlp_jax.interop import rules
 from vlp_jax.interop import towers
 from vlp_jax.ops import tree as tree_lib
 
-# Sizes: those of `towers`, E embedding, Q queue.
+# Sizes: those of `towers`, C classes, E embedding, Q queue.
+
+# ALBEF's text has types of tokens, BLIP's has none.
+SIGNATURE = (
+  r"visual_encoder\..*",
+  r"text_(encoder|decoder)\..*crossattention\..*",
+  r"!.*token_type_embeddings.*",
+)
 
 ENCODER, DECODER = "text_encoder.", "text_decoder.bert."
 QUERY = "model/fusion/blocks/{}/query/kernel"
+TWIN = "model/fusion/{}/blocks/attn/query/kernel"
+MERGE_FROM = 6  # nlvr_encoder.py
 # Parts of a layer that the decoder has for itself: their name in our tree.
 OWN = {"/attn/": "/attn_causal/", "/norm_attn/": "/norm_attn_causal/"}
 # Upstream has no momentum copy of these: the averaged tree gets the live ones.
@@ -39,8 +50,8 @@ class Checkpoint:
   """
 
   params: dict[str, Any]
-  ema: dict[str, Any] | None
-  memory: dict[str, Any] | None
+  ema: dict[str, Any] | None = None
+  memory: dict[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +61,8 @@ class Shape:
   Attributes:
     depth_image, depth_text: layers.
     encoder, decoder: which of the two a file names; both are one stack of ours.
+    separate: but for VQA, where the decoder is its own.
+    twin: the first layer of NLVR2's stack that merges two images; None: another task.
     contrast: projections, temperature and (with `match`) ITM head. Retrieval and ITM
       have them, captioners do not.
     temperature: BLIP's ITM model has projections but no temperature.
@@ -60,6 +73,8 @@ class Shape:
   depth_text: int
   encoder: bool = True
   decoder: bool = True
+  separate: bool = False
+  twin: int | None = None
   contrast: bool = True
   temperature: bool = True
   momentum: bool = True
@@ -69,28 +84,33 @@ class Shape:
 def load(
   path: str | os.PathLike,
   *,
-  num_heads_image: int,
-  num_heads_text: int,
+  num_heads_image: int | None = None,
+  num_heads_text: int | None = None,
   key: str | None = None,
 ) -> Checkpoint:
   """Reads an official file; what kind of model it is of is found from its names.
 
   Args:
     path: see `reader.load`, also for `key`.
-    num_heads_image, num_heads_text: heads of ViT and BERT (12 each in BLIP's base
-      models); no shape tells them.
+    num_heads_image, num_heads_text: heads of ViT and BERT, which no shape tells; None:
+      of 64 each, as in all that the official code makes.
 
   Raises:
     FileNotFoundError, ValueError: see `reader.load` and `rules.from_theirs`.
   """
   tensors = reader.load(path, key=key)
   shape = shape_of(tensors, path)
-  sizes = dict(M=num_heads_image, N=num_heads_text)
+  norm = f"{ENCODER if shape.encoder else DECODER}embeddings.LayerNorm.weight"
+  heads = towers.heads
+  sizes = dict(
+    M=heads(tensors, "visual_encoder.norm.weight", num_heads_image, "num_heads_image"),
+    N=heads(tensors, norm, num_heads_text, "num_heads_text"),
+  )
   what = f"the BLIP checkpoint {path}"
   table = checkpoint_rules(shape)
   tree = rules.from_theirs(tensors, table, sizes=sizes, what=what)
   if not shape.momentum:
-    return Checkpoint(tree["params"], None, None)
+    return Checkpoint(tree["params"])
   live = tree_lib.flatten(tree["params"])
   kept = {name: x for name, x in live.items() if re.fullmatch(NO_MOMENTUM, name)}
   ema = rules.nest(tree_lib.flatten(tree["ema"]) | kept)
@@ -109,8 +129,9 @@ def save(
     checkpoint: trees of arrays, without boxes.
     key: the official files have "model"; only for .pth.
   """
-  momentum = checkpoint.ema is not None
-  shape, sizes = _sizes(checkpoint.params, momentum=momentum)
+  # Only pretraining and retrieval have averages, and the queues with them.
+  momentum = bool(checkpoint.memory)
+  shape, sizes = shape_and_sizes(checkpoint.params, momentum=momentum)
   tree = dict(params=checkpoint.params)
   if momentum:
     # Retrieval keeps the ids of the queue's images, pretraining does not.
@@ -133,7 +154,7 @@ def export(
   Returns:
     {name: tensor}, with constants such as position_ids, without queues.
   """
-  shape, sizes = _sizes(params, momentum=momentum)
+  shape, sizes = shape_and_sizes(params, momentum=momentum)
   table = parameter_rules(shape, momentum=momentum)
   tree = _with_momentum(params) if momentum else params
   return rules.to_theirs(tree, table, sizes=sizes)
@@ -153,7 +174,7 @@ def init(
   does it. Averages and queues are left out. Arguments and errors as of `albef.init`:
   a retrieval model from a pretraining file skips `text_decoder\\..*`.
   """
-  shape, sizes = _sizes(abstract_params, momentum=False)
+  shape, sizes = shape_and_sizes(abstract_params)
   return rules.from_theirs(
     reader.load(path, key=key),
     parameter_rules(shape),
@@ -173,13 +194,18 @@ def shape_of(tensors: Mapping[str, Any], path: str | os.PathLike) -> Shape:
   """
   encoder = any(name.startswith(ENCODER) for name in tensors)
   decoder = any(name.startswith(DECODER) for name in tensors)
-  text = ENCODER if encoder else DECODER
+  layer = f"{ENCODER if encoder else DECODER}encoder.layer.{{i}}."
+  what = f"{path} is no BLIP checkpoint"
+  depth = towers.depth(tensors, layer, what)
+  contrast = "vision_proj.weight" in tensors
   return Shape(
-    depth_image=_depth(tensors, "visual_encoder.blocks", path),
-    depth_text=_depth(tensors, f"{text}encoder.layer", path),
+    depth_image=towers.depth(tensors, "visual_encoder.blocks.{i}.", what),
+    depth_text=depth,
     encoder=encoder,
     decoder=decoder,
-    contrast="vision_proj.weight" in tensors,
+    separate=encoder and decoder and not contrast,
+    twin=min(MERGE_FROM, depth) if "cls_head.0.weight" in tensors else None,
+    contrast=contrast,
     temperature="temp" in tensors,
     momentum="image_queue" in tensors,
     idx_queue="idx_queue" in tensors,
@@ -230,37 +256,53 @@ def parameter_rules(
   if shape.contrast and shape.temperature:
     table.append(rules.Rule("temp", f"{model}/temp", "->"))
   if shape.decoder:
-    head = towers.bert_mlm_rules(
-      "text_decoder.cls.predictions.", f"{ours}objectives_lm"
-    )
-    table += head
+    head = f"{ours}objectives_{'vqa' if shape.separate else 'lm'}"
+    table += towers.bert_mlm_rules("text_decoder.cls.predictions.", head)
+  if shape.twin is not None:
+    head = f"{ours}objectives_classify"
+    table += towers.linear_rules("cls_head.0.", f"{head}/dense", "D", "D'")
+    table += towers.linear_rules("cls_head.2.", f"{head}/head", "D", "C")
   return table
 
 
 def _text_rules(shape, model, *, momentum):
   """Embeddings and layers; a momentum copy has only the encoder."""
-  words = []
-  if shape.encoder:
-    words.append(ENCODER)
-  if shape.decoder and not momentum:
-    words.append(DECODER)
+  text, fusion = f"{model}/text", f"{model}/fusion"
   layers = range(shape.depth_text)
   lots = []
-  for prefix in words:
+  if shape.twin is not None:
+    lots.append([*_embedding_rules(ENCODER, text), *_twin_rules(fusion, shape)])
+  elif shape.encoder:
+    lots.append(
+      [
+        *_embedding_rules(ENCODER, text),
+        *towers.bert_layer_rules(
+          f"{ENCODER}encoder.layer.", f"{fusion}/blocks", layers, cross=True
+        ),
+      ]
+    )
+  if shape.separate:
+    decoder = f"{model}/decoder"
+    lots.append(
+      [
+        *_embedding_rules(DECODER, decoder),
+        *towers.bert_layer_rules(
+          f"{DECODER}encoder.layer.",
+          f"{decoder}/blocks",
+          layers,
+          cross=True,
+          memory="D",
+        ),
+      ]
+    )
+  elif shape.decoder and not momentum:
     lot = [
-      *towers.bert_embedding_rules(f"{prefix}embeddings.", f"{model}/text"),
-      rules.Rule(
-        f"{prefix}embeddings.word_embeddings.weight",
-        f"{model}/text/word/embedding",
-        "V D -> V D",
-      ),
+      *_embedding_rules(DECODER, text),
       *towers.bert_layer_rules(
-        f"{prefix}encoder.layer.", f"{model}/fusion/blocks", layers, cross=True
+        f"{DECODER}encoder.layer.", f"{fusion}/blocks", layers, cross=True
       ),
     ]
-    # MED has no types of tokens.
-    lot = [rule for rule in lot if "token_type" not in str(rule.theirs)]
-    lots.append([_own(rule) for rule in lot] if prefix == DECODER else lot)
+    lots.append([_own(rule) for rule in lot])
   tied, constants = {}, []
   for rule in (rule for lot in lots for rule in lot):
     if isinstance(rule, rules.Constant):
@@ -268,13 +310,60 @@ def _text_rules(shape, model, *, momentum):
     else:
       names = tied[rule.ours].theirs if rule.ours in tied else ()
       tied[rule.ours] = dataclasses.replace(rule, theirs=(*names, rule.theirs))
-  embedding = f"{model}/text/word/embedding"
+  embedding = f"{decoder if shape.separate else text}/word/embedding"
   if shape.decoder and not momentum:
     # The head's matrix is the table of words.
     names = (*tied[embedding].theirs, "text_decoder.cls.predictions.decoder.weight")
     tied[embedding] = dataclasses.replace(tied[embedding], theirs=names)
   table = [*constants, *tied.values()]
   return [_momentum_names(rule) for rule in table] if momentum else table
+
+
+def _embedding_rules(theirs, ours):
+  """BERT's embeddings, but MED has no types of tokens."""
+  table = [
+    *towers.bert_embedding_rules(f"{theirs}embeddings.", ours),
+    rules.Rule(
+      f"{theirs}embeddings.word_embeddings.weight",
+      f"{ours}/word/embedding",
+      "V D -> V D",
+    ),
+  ]
+  return [rule for rule in table if "token_type" not in str(rule.theirs)]
+
+
+def _twin_rules(fusion, shape):
+  """The layers of NLVR2's stack; those from `shape.twin` on merge by a linear map."""
+  layer = f"{ENCODER}encoder.layer.{{i}}."
+  cross = f"{layer}crossattention."
+  table = []
+  for name, layers in (
+    ("lower", range(shape.twin)),
+    ("upper", range(shape.twin, shape.depth_text)),
+  ):
+    ours = f"{fusion}/{name}/blocks"
+    table += towers.bert_layer_rules(f"{ENCODER}encoder.layer.", ours, layers)
+    table += towers.norm_rules(
+      f"{cross}output.LayerNorm.", f"{ours}/norm_cross", "D", layers
+    )
+    for k in range(2):
+      path = f"{ours}/cross_{k}"
+      for leaf, width in (("query", "D"), ("key", "W"), ("value", "W")):
+        weight, bias = f"{cross}self{k}.{leaf}.weight", f"{cross}self{k}.{leaf}.bias"
+        split = f"(N H) {width} -> {width} N H"
+        table += [
+          rules.Rule(weight, f"{path}/{leaf}/kernel", split, layers),
+          rules.Rule(bias, f"{path}/{leaf}/bias", "(N H) -> N H", layers),
+        ]
+      out = f"{cross}output.dense{k}."
+      table += [
+        rules.Rule(f"{out}weight", f"{path}/out/kernel", "D (N H) -> N H D", layers),
+        rules.Rule(f"{out}bias", f"{path}/out/bias", "D -> D", layers),
+      ]
+    if name == "upper":
+      merge = f"{cross}output.merge_layer."
+      table += towers.linear_rules(merge, f"{ours}/merge", "(2 D')", "D", layers)
+  return table
 
 
 def _own(rule):
@@ -294,15 +383,6 @@ def _momentum_names(rule):
   return dataclasses.replace(rule, theirs=tuple(map(copy, rule.theirs)))
 
 
-def _depth(tensors, prefix, path):
-  """One more than the highest layer named so."""
-  found = [re.match(rf"{re.escape(prefix)}\.(\d+)\.", name) for name in tensors]
-  numbers = [int(match[1]) for match in found if match]
-  if not numbers:
-    raise ValueError(f"{path} is no BLIP checkpoint: it has no tensor {prefix}.0.…")
-  return 1 + max(numbers)
-
-
 def _with_momentum(tree):
   """The leaves that have a momentum copy upstream."""
   leaves = tree_lib.flatten(tree)
@@ -311,26 +391,39 @@ def _with_momentum(tree):
   )
 
 
-def _sizes(params, *, momentum):
-  """(shape, sizes): what the rules need to know of a tree of ours."""
+def shape_and_sizes(
+  params: Mapping[str, Any], *, momentum: bool = False
+) -> tuple[Shape, dict[str, int]]:
+  """What the rules need to know of a tree of ours; `momentum` is taken as it is said.
+
+  Raises:
+    ValueError: the tree is not of BLIP's kind.
+  """
   leaves = tree_lib.flatten(params)
   reads = [name for name in ("attn", "attn_causal") if QUERY.format(name) in leaves]
+  stacks = [QUERY.format(name) for name in reads]
+  twin = [TWIN.format(name) for name in ("lower", "upper")]
+  twin = twin if set(twin) <= leaves.keys() else []
+  stacks += twin
   wanted = ["model/image/blocks/attn/query/kernel", "model/image/patch/kernel"]
   missing = [path for path in wanted if path not in leaves]
-  if missing or not reads:
-    missing += [] if reads else [QUERY.format("attn")]
+  if missing or not stacks:
+    missing += [] if stacks else [QUERY.format("attn")]
     raise ValueError(
-      "this model is not of BLIP's kind (a ViT, and an interleaved stack for the text):"
+      "this model is not of BLIP's kind (a ViT, and an interleaved or twin stack):"
       f" it has no {', '.join(missing)}."
     )
   image, patch = (leaves[path].shape for path in wanted)
-  text = leaves[QUERY.format(reads[0])].shape
+  text = leaves[stacks[0]].shape
+  separate = "model/decoder/blocks/attn/query/kernel" in leaves
   side = round((patch[0] / 3) ** 0.5)
   shape = Shape(
     depth_image=image[0],
-    depth_text=text[0],
-    encoder="attn" in reads,
-    decoder="attn_causal" in reads,
+    depth_text=sum(leaves[path].shape[0] for path in twin) if twin else text[0],
+    encoder="attn" in reads or bool(twin),
+    decoder="attn_causal" in reads or separate,
+    separate=separate,
+    twin=text[0] if twin else None,
     contrast="model/image_proj/kernel" in leaves,
     temperature="model/temp" in leaves,
     momentum=momentum,

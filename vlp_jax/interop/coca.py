@@ -5,8 +5,8 @@ Its decoder's blocks and cross-attention blocks in turn are one layer of ours ea
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import os
-import re
 from typing import Any
 
 import numpy as np
@@ -19,23 +19,32 @@ from vlp_jax.ops import tree as tree_lib
 
 # Sizes: those of `towers`, E embedding, Q queries, P heads of the pooling, R of them.
 
+SIGNATURE = (r"visual\.attn_pool\..*", r"text_decoder\.cross_attn\..*")
 BLOCKS = "model/{}/blocks/attn/query/kernel"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """params: as a tree of ours."""
+
+  params: dict[str, Any]
 
 
 def load(
   path: str | os.PathLike,
   *,
-  num_heads_image: int,
-  num_heads_text: int,
-  num_heads_pool: int,
+  num_heads_image: int | None = None,
+  num_heads_text: int | None = None,
+  num_heads_pool: int = 8,
   key: str | None = None,
-) -> dict[str, Any]:
-  """Reads a file of open_clip: the parameters, as a tree of ours.
+) -> Checkpoint:
+  """Reads a file of open_clip.
 
   Args:
     path: see `reader.load`, also for `key`.
     num_heads_image, num_heads_text, num_heads_pool: of the ViT, of the text towers and
-      of attention pooling; no shape tells them (coca_ViT-L-14: 16, 12, 8).
+      of attention pooling, which no shape tells; None: of 64 each. All CoCa models of
+      open_clip have these.
 
   Raises:
     FileNotFoundError, ValueError: see `reader.load` and `rules.from_theirs`.
@@ -43,27 +52,32 @@ def load(
   tensors = reader.load(path, key=key)
   what = f"{path} is no CoCa checkpoint of open_clip"
   table = parameter_rules(
-    depth_image=_depth(tensors, "visual.transformer.resblocks", what),
-    depth_text=_depth(tensors, "text.transformer.resblocks", what),
-    depth_fusion=_depth(tensors, "text_decoder.cross_attn", what),
+    depth_image=towers.depth(tensors, "visual.transformer.resblocks.{i}.", what),
+    depth_text=towers.depth(tensors, "text.transformer.resblocks.{i}.", what),
+    depth_fusion=towers.depth(tensors, "text_decoder.cross_attn.{i}.", what),
     fused_pool="visual.attn_pool.attn.in_proj_weight" in tensors,
   )
-  sizes = dict(M=num_heads_image, N=num_heads_text, P=num_heads_pool)
+  image, text = "visual.ln_pre.weight", "text.ln_final.weight"
+  sizes = dict(
+    M=towers.heads(tensors, image, num_heads_image, "num_heads_image"),
+    N=towers.heads(tensors, text, num_heads_text, "num_heads_text"),
+    P=num_heads_pool,
+  )
   what = f"the CoCa checkpoint {path}"
-  return rules.from_theirs(tensors, table, sizes=sizes, what=what)
+  return Checkpoint(rules.from_theirs(tensors, table, sizes=sizes, what=what))
 
 
 def save(
-  path: str | os.PathLike, params: Mapping[str, Any], *, key: str | None = None
+  path: str | os.PathLike, checkpoint: Checkpoint, *, key: str | None = None
 ) -> None:
   """Writes a file of open_clip; what `load` read comes back bit by bit.
 
   Args:
     path: .pt or .safetensors, see `reader.save`.
-    params: arrays, without boxes.
+    checkpoint: a tree of arrays, without boxes.
     key: open_clip's own files have "state_dict"; only for .pt.
   """
-  reader.save(path, export(params), key=key)
+  reader.save(path, export(checkpoint.params), key=key)
 
 
 def export(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -226,15 +240,6 @@ def _pool_rules(theirs, ours, fused):
 def _resize(table, shape):
   grid = round((shape[0] - 1) ** 0.5)
   return np.asarray(posembed.resize_posembed(table, grid))
-
-
-def _depth(tensors, prefix, what):
-  """One more than the highest layer named so."""
-  found = [re.match(rf"{re.escape(prefix)}\.(\d+)\.", name) for name in tensors]
-  numbers = [int(match[1]) for match in found if match]
-  if not numbers:
-    raise ValueError(f"{what}: it has no tensor {prefix}.0.…")
-  return 1 + max(numbers)
 
 
 def _sizes(params):

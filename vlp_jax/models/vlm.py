@@ -214,12 +214,17 @@ class VLM(nn.Module):
     *,
     train: bool = False,
   ) -> tokens_lib.Tokens:
-    """Tokens [B, T, D] of ids int32 [B, T] read from the left, each given `memory`."""
+    """Tokens [B, T, D] of ids int32 [B, T] read from the left, each given `memory`.
+
+    The first id is the vocabulary's `dec`, where it has one.
+    """
     if self.decoder is None:
       raise ValueError(
         "this objective writes text, but model.decoder is not set: say e.g."
         ' model.decoder=dict(type="text", depth=6).'
       )
+    if self.decoder.vocab.dec is not None:
+      ids = ids.at[:, 0].set(self.decoder.vocab.dec)
     return self.decoder(ids, mask, attention="causal", memory=memory, train=train)
 
   def decoded_logits(self, x: jax.Array) -> jax.Array:

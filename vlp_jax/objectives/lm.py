@@ -15,7 +15,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vlp_jax.models import tokens as tokens_lib
 from vlp_jax.nn import axes
 from vlp_jax.nn import block
 from vlp_jax.nn import linear
@@ -135,7 +134,7 @@ class Objective(nn.Module):
   def generate(
     self,
     model: nn.Module,
-    image: tokens_lib.Tokens,
+    image: Any,
     start: jax.Array,
     settings: decode.Settings,
   ) -> jax.Array:

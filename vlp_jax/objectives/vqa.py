@@ -18,6 +18,7 @@ from vlp_jax.nn import ask
 from vlp_jax.nn import axes
 from vlp_jax.nn import block
 from vlp_jax.nn import linear
+from vlp_jax.ops import decode
 from vlp_jax.ops import reduce
 from vlp_jax.ops import schedule
 
@@ -34,6 +35,8 @@ class Objective(nn.Module):
     vocab, width: of the tokenizer and of the decoder's tokens, handed in by `build`.
     answers, length: A and T.
     distill, distill_ramp: alpha of the teacher's distribution, as in ITC.
+    smoothing: share of the target that is spread over the vocabulary (BLIP: 0.1).
+    first_twice: in ranking, the first token counts once more (ALBEF; not BLIP).
     act, norm_eps: of the head, as BERT's for masked words.
   """
 
@@ -43,6 +46,8 @@ class Objective(nn.Module):
   length: int = 8
   distill: float = 0.0
   distill_ramp: schedule.Duration = 0
+  smoothing: float = 0.0
+  first_twice: bool = True
   act: block.Activation = "gelu"
   norm_eps: float = 1e-12
   init_std: float | None = 0.02
@@ -75,7 +80,7 @@ class Objective(nn.Module):
     ids, mask = ids.reshape(-1, length), mask.reshape(-1, length)
     weight = batch["answer_weight"].reshape(-1)
     logp = self._read(ask.Live(train), model, enc, ids, mask, count)
-    hard, right, counted = _next_words(logp, ids, mask)
+    hard, right, counted = self._next_words(logp, ids, mask)
     losses = hard
     if self.distill and teacher is not None:
       soft = jnp.exp(self._read(teacher, model, teacher.enc, ids, mask, count))
@@ -92,8 +97,7 @@ class Objective(nn.Module):
   def rank(self, model, question, ids, mask, *, most: int):
     """The best answers of a list: the official `rank_answer`.
 
-    The K candidates whose first token is likeliest are scored as a whole; the first
-    token counts twice, as it does officially.
+    The K candidates whose first token is likeliest are scored as a whole.
 
     Args:
       model: the VLM. question: Tokens [B, L, D], fused.
@@ -111,10 +115,29 @@ class Objective(nn.Module):
     rows = chosen.reshape(-1)
     told = _repeat(question, most)
     logp = self._decode(call, model, ids[rows], mask[rows], told)
-    losses, _, _ = _next_words(logp[:, :-1], ids[rows], mask[rows])
-    score = logp_first - losses.reshape(count, most)
+    losses, _, _ = self._next_words(logp[:, :-1], ids[rows], mask[rows])
+    score = -losses.reshape(count, most)
+    if self.first_twice:
+      score = score + logp_first
     probability, order = jax.lax.top_k(jax.nn.softmax(score, axis=1), most)
     return jnp.take_along_axis(chosen, order, axis=1), probability
+
+  def generate(
+    self, model: nn.Module, question: Any, settings: decode.Settings
+  ) -> jax.Array:
+    """Writes an answer to each fused question: int32 [B, settings.max_length].
+
+    `question` is Tokens [B, L, D]. As in BLIP's official code, the padding of the
+    question is read here, unlike in training.
+    """
+    told = _repeat(question.replace(mask=None), settings.beams)
+    start = jnp.full((question.x.shape[0], 1), self.vocab.cls, jnp.int32)
+
+    def next_logits(ids, at):
+      logp = self._decode(ask.Live(), model, ids, jnp.ones_like(ids, bool), told)
+      return jax.lax.dynamic_index_in_dim(logp, at, axis=1, keepdims=False)
+
+    return decode.generate(next_logits, start, settings)
 
   def _read(self, call, model, enc, ids, mask, count):
     """float32 [B A, T - 1, V]: log probabilities of each next token."""
@@ -129,6 +152,16 @@ class Objective(nn.Module):
     logits = call(model, "decoded_logits", x) + call(self, "offset")
     return jax.nn.log_softmax(logits, axis=-1)
 
+  def _next_words(self, logp, ids, mask):
+    """(loss [rows], right bool [rows, T - 1], counted bool) of tokens 1 …, by logp."""
+    labels, counted = ids[:, 1:], mask[:, 1:]
+    losses = -jnp.take_along_axis(logp, labels[..., None], axis=-1)[..., 0]
+    if self.smoothing:
+      spread = -jnp.mean(logp, axis=-1)
+      losses = (1.0 - self.smoothing) * losses + self.smoothing * spread
+    right = jnp.argmax(logp, axis=-1) == labels
+    return jnp.sum(losses * counted, axis=1), right, counted
+
   def transform(self, x):
     """[B, T, D] -> [B, T, D]: BERT's dense layer, activation and norm."""
     return self.norm(block.ACTIVATIONS[self.act](self.dense(x)))
@@ -136,14 +169,6 @@ class Objective(nn.Module):
   def offset(self):
     """float32 [V], the bias of each word."""
     return self.bias
-
-
-def _next_words(logp, ids, mask):
-  """(loss [rows], right bool [rows, T - 1], counted bool) of tokens 1 …, by logp."""
-  labels, counted = ids[:, 1:], mask[:, 1:]
-  losses = -jnp.take_along_axis(logp, labels[..., None], axis=-1)[..., 0]
-  right = jnp.argmax(logp, axis=-1) == labels
-  return jnp.sum(losses * counted, axis=1), right, counted
 
 
 def _repeat(tokens, count):
