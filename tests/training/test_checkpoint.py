@@ -180,16 +180,6 @@ def test_a_damaged_one_that_is_asked_for_is_an_error(tmp_path):
     checkpoint_lib.Checkpoints(tmp_path).restore(like(state()), step=4)
 
 
-def test_what_an_interrupted_save_left_is_removed(tmp_path):
-  folder(tmp_path, [2, 4])
-  torn = tmp_path / "6.orbax-checkpoint-tmp"
-  shutil.copytree(tmp_path / "4", torn)
-  checkpoints = checkpoint_lib.Checkpoints(tmp_path)
-  assert checkpoints.steps() == [2, 4]
-  checkpoints.finish()
-  assert not torn.exists()
-
-
 # --- Saves that fail -----------------------------------------------------------
 
 
