@@ -223,7 +223,7 @@ def _fresh(job, abstract):
   loaded = None
   if job.config.init is not None:
     # First, with shapes alone: a file that does not fit is told before any compiling.
-    loaded = initial.load(job.config.init, abstract.params)
+    loaded = initial.load(job.config.init, abstract.params, job.pretrainer.model)
   state = step_lib.init_state(
     job.pretrainer,
     job.tx,

@@ -11,7 +11,8 @@ class Vocab:
 
   Attributes:
     size: number of ids; every id is in 0 … size - 1.
-    pad, unk, cls, sep, mask: the special ids. Row position 0 is always `cls`.
+    pad, unk, cls, sep, mask: the special ids. Row position 0 is `cls`, but where the
+      tokenizer says that it writes none; mask is None where there is none.
     continuation: ids of pieces that continue a word (for whole-word masking).
   """
 
@@ -20,26 +21,28 @@ class Vocab:
   unk: int
   cls: int
   sep: int
-  mask: int
+  mask: int | None
   continuation: tuple[int, ...] = dataclasses.field(default=(), repr=False)
 
   @property
   def special(self) -> tuple[int, ...]:
     """The ids that stand for no text and are never masked: [UNK] is none of them."""
-    return (self.pad, self.cls, self.sep, self.mask)
+    ids = (self.pad, self.cls, self.sep, self.mask)
+    return tuple(i for i in ids if i is not None)
 
 
 def pack(
-  rows: list[list[int]], vocab: Vocab, *, length: int, sep: bool
+  rows: list[list[int]], vocab: Vocab, *, length: int, sep: bool, cls: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
   """Pieces of n captions -> (ids int32 [n, length], mask bool [n, length]).
 
   A row is [CLS] pieces [SEP] [PAD]…; a long one loses its last pieces, never its [SEP].
+  Without `sep` or `cls` it has none.
   """
   ids = np.full((len(rows), length), vocab.pad, np.int32)
   mask = np.zeros((len(rows), length), bool)
   for i, row in enumerate(rows):
-    row = [vocab.cls, *row[: length - 1 - sep]]
+    row = [*[vocab.cls] * cls, *row[: length - cls - sep]]
     if sep:
       row.append(vocab.sep)
     ids[i, : len(row)] = row

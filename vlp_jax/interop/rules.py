@@ -187,6 +187,21 @@ def to_theirs(
   return tensors
 
 
+def relabel(table: Table, letters: Mapping[str, str]) -> list[Rule | Constant | Fill]:
+  """The table with other letters, for a second tower of other sizes: {"D": "E"}.
+
+  Only rules; constants and fills name their sizes themselves.
+  """
+
+  def rename(rule):
+    if not isinstance(rule, Rule):
+      return rule
+    swap = lambda found: letters.get(found[0], found[0])
+    return dataclasses.replace(rule, axes=re.sub(r"[A-Za-z]+", swap, rule.axes))
+
+  return [rename(rule) for rule in table]
+
+
 def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
   """{"a/b": leaf} -> {"a": {"b": leaf}}."""
   tree = {}

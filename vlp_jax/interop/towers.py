@@ -5,10 +5,50 @@ W width, G mlp, M heads, h head_dim, L tokens, p q patch. Text: D width, F mlp, 
 H head_dim, T positions, K types, V words.
 """
 
+from collections.abc import Callable, Iterable, Mapping
+import re
+from typing import Any
+
 import numpy as np
 
 from vlp_jax.interop import rules
 from vlp_jax.ops import posembed
+
+HEAD_DIM = 64  # of ViT-S, B and L, BERT, RoBERTa
+# From the letters of the image tower to those of the text tower.
+TEXT_LETTERS = {"W": "D", "G": "F", "M": "N", "h": "H"}
+
+
+def heads(tensors: Mapping[str, Any], norm: str, given: int | None, option: str) -> int:
+  """How many heads a tower has: what is given, or heads of 64.
+
+  Args:
+    tensors: name to array. norm: name of one that is as long as the tower is wide.
+    given: None: not said. option: how it is said, for the message.
+  """
+  if given is not None or norm not in tensors:
+    return given or 1  # Without its tensors the tower is missing, which is told.
+  (width,) = tensors[norm].shape
+  if width % HEAD_DIM:
+    raise ValueError(
+      f"{norm} is of width {width}, which is not of heads of {HEAD_DIM}; no tensor"
+      f" tells how many there are: say {option}=…"
+    )
+  return width // HEAD_DIM
+
+
+def depth(names: Iterable[str], layer: str, what: str) -> int:
+  """One more than the highest `{i}` of `layer`, a prefix of names.
+
+  Raises:
+    ValueError: there is none; `what` says of the file what it is not.
+  """
+  before, after = (re.escape(part) for part in layer.split("{i}"))
+  found = [re.match(rf"{before}(\d+){after}", name) for name in names]
+  numbers = [int(match[1]) for match in found if match]
+  if not numbers:
+    raise ValueError(f"{what}: it has no tensor {layer.format(i=0)}…")
+  return 1 + max(numbers)
 
 
 def linear_rules(
@@ -33,16 +73,26 @@ def norm_rules(
   ]
 
 
-def vit_rules(theirs: str, ours: str, depth: int) -> rules.Table:
-  """A Vision Transformer of timm 0.4 (sizes W G M h L p q)."""
+def vit_rules(
+  theirs: str, ours: str, depth: int, *, class_token: bool = True
+) -> rules.Table:
+  """A Vision Transformer of timm (sizes W G M h L p q)."""
   layers = range(depth)
   block, blocks = f"{theirs}blocks.{{i}}.", f"{ours}/blocks"
   qkv = [
     tuple(f"{blocks}/attn/{c}/{p}" for c in ("query", "key", "value")) for p in _KB
   ]
+  table = []
+  if class_token:
+    table += [rules.Rule(f"{theirs}cls_token", f"{ours}/cls", "1 1 W -> W")]
   return [
-    rules.Rule(f"{theirs}cls_token", f"{ours}/cls", "1 1 W -> W"),
-    rules.Rule(f"{theirs}pos_embed", f"{ours}/posemb", "1 L W -> L W", fit=_resize),
+    *table,
+    rules.Rule(
+      f"{theirs}pos_embed",
+      f"{ours}/posemb",
+      "1 L W -> L W",
+      fit=resize_to(int(class_token)),
+    ),
     rules.Rule(
       f"{theirs}patch_embed.proj.weight", f"{ours}/patch/kernel", "W 3 p q -> (p q 3) W"
     ),
@@ -61,6 +111,72 @@ def vit_rules(theirs: str, ours: str, depth: int) -> rules.Table:
     *linear_rules(f"{block}mlp.fc1.", f"{blocks}/mlp/up", "W", "G", layers),
     *linear_rules(f"{block}mlp.fc2.", f"{blocks}/mlp/down", "G", "W", layers),
     *norm_rules(f"{theirs}norm.", f"{ours}/norm", "W"),
+  ]
+
+
+def clip_vit_rules(theirs: str, ours: str, depth: int) -> rules.Table:
+  """The Vision Transformer of OpenAI's CLIP without its projection (W G M h L p q)."""
+  return [
+    rules.Rule(f"{theirs}class_embedding", f"{ours}/cls", "W -> W"),
+    rules.Rule(
+      f"{theirs}positional_embedding",
+      f"{ours}/posemb",
+      "L W -> L W",
+      fit=resize_to(1),
+    ),
+    rules.Rule(f"{theirs}conv1.weight", f"{ours}/patch/kernel", "W 3 p q -> (p q 3) W"),
+    *norm_rules(f"{theirs}ln_pre.", f"{ours}/norm_pre", "W"),
+    *resblock_rules(f"{theirs}transformer.", ours, depth),
+    *norm_rules(f"{theirs}ln_post.", f"{ours}/norm", "W"),
+  ]
+
+
+def clip_text_rules(theirs: str, ours: str, depth: int) -> rules.Table:
+  """The text tower of OpenAI's CLIP without its projection (sizes D F N H T V)."""
+  blocks = resblock_rules(f"{theirs}transformer.", ours, depth)
+  return [
+    *table_rules(
+      f"{theirs}token_embedding.weight", f"{theirs}positional_embedding", ours
+    ),
+    *rules.relabel(blocks, TEXT_LETTERS),
+    *norm_rules(f"{theirs}ln_final.", f"{ours}/norm", "D"),
+  ]
+
+
+def table_rules(words: str, positions: str, ours: str) -> rules.Table:
+  """The tables of a text tower, each by its name (sizes D T V)."""
+  return [
+    rules.Rule(words, f"{ours}/word/embedding", "V D -> V D"),
+    rules.Rule(
+      positions, f"{ours}/position/embedding", "T D -> T D", fit=_refuse_length
+    ),
+  ]
+
+
+def resblock_rules(theirs: str, ours: str, depth: int) -> rules.Table:
+  """The layers of a tower of OpenAI's CLIP (sizes W G M h)."""
+  layers = range(depth)
+  block, blocks = f"{theirs}resblocks.{{i}}.", f"{ours}/blocks"
+  return [
+    *norm_rules(f"{block}ln_1.", f"{blocks}/norm_attn", "W", layers),
+    *fused_attention_rules(f"{block}attn.", f"{blocks}/attn", layers),
+    *norm_rules(f"{block}ln_2.", f"{blocks}/norm_mlp", "W", layers),
+    *linear_rules(f"{block}mlp.c_fc.", f"{blocks}/mlp/up", "W", "G", layers),
+    *linear_rules(f"{block}mlp.c_proj.", f"{blocks}/mlp/down", "G", "W", layers),
+  ]
+
+
+def fused_attention_rules(
+  theirs: str, ours: str, layers: range | None = None
+) -> rules.Table:
+  """torch's `nn.MultiheadAttention` (sizes W M h)."""
+  qkv = [tuple(f"{ours}/{c}/{p}" for c in ("query", "key", "value")) for p in _KB]
+  weight, bias = f"{theirs}out_proj.weight", f"{theirs}out_proj.bias"
+  return [
+    rules.Rule(f"{theirs}in_proj_weight", qkv[0], "(3 M h) W -> 3 W M h", layers),
+    rules.Rule(f"{theirs}in_proj_bias", qkv[1], "(3 M h) -> 3 M h", layers),
+    rules.Rule(weight, f"{ours}/out/kernel", "W (M h) -> M h W", layers),
+    rules.Rule(bias, f"{ours}/out/bias", "W -> W", layers),
   ]
 
 
@@ -139,9 +255,14 @@ def bert_mlm_rules(theirs: str, ours: str) -> rules.Table:
 _KB = ("kernel", "bias")
 
 
-def _resize(table, shape):
-  grid = round((shape[0] - 1) ** 0.5)
-  return np.asarray(posembed.resize_posembed(table, grid))
+def resize_to(prefix: int) -> Callable[[np.ndarray, tuple[int, ...]], np.ndarray]:
+  """What makes a table of positions, `prefix` rows of it no patches, of other shape."""
+
+  def resize(table, shape):
+    grid = round((shape[0] - prefix) ** 0.5)
+    return np.asarray(posembed.resize_posembed(table, grid, prefix=prefix))
+
+  return resize
 
 
 def _refuse_length(table, shape):

@@ -28,6 +28,8 @@ class Encoder(nn.Module):
     types: rows of the token-type table, of which row 0 is used (BERT has 2); 0: none.
     norm: "post" with a norm on the embeddings (BERT) or "pre" with one at the end.
     attention: which tokens see which, where the caller does not say.
+    see_padding: padding is read as words are, and "last" is the end of the row
+      (SigLIP); the encoded tokens then have no mask.
   """
 
   vocab: Any
@@ -39,6 +41,7 @@ class Encoder(nn.Module):
   types: int = 2
   pool: pool_lib.Kind = "first"
   attention: mask_lib.Attention = "bidirectional"
+  see_padding: bool = False
   norm: block.Norm = "post"
   norm_eps: float = 1e-12
   act: block.Activation = "gelu"
@@ -62,7 +65,12 @@ class Encoder(nn.Module):
     self.blocks = block.stack(self)
     if self.pool == "map":
       self.pooler = pool_lib.MapPool(
-        self.num_heads, self.mlp_dim, self.norm_eps, self.dtype, name="map_pool"
+        self.num_heads,
+        self.mlp_dim,
+        self.norm_eps,
+        self.dtype,
+        self.act,
+        name="map_pool",
       )
 
   def __call__(
@@ -85,9 +93,12 @@ class Encoder(nn.Module):
       x = x + self.type(jnp.zeros((), jnp.int32))
     x = self.outer_norm(x) if self.norm == "post" else x
     x = self.drop(x, deterministic=not train)
+    if self.see_padding:
+      mask = jnp.ones_like(mask)
     seen = mask_lib.attention(mask, attention or self.attention, prefix_B=prefix)
     x = block.run(self, x, seen, train=train)
     x = self.outer_norm(x) if self.norm == "pre" else x
+    mask = None if self.see_padding else mask
     return tokens_lib.Tokens(x.astype(self.dtype), mask)
 
   def word_logits(self, x: jax.Array) -> jax.Array:

@@ -46,6 +46,11 @@ class Objective(nn.Module):
   init_std: float | None = 0.02
 
   def setup(self):
+    if self.vocab.mask is None:
+      raise ValueError(
+        "objectives.mlm: this tokenizer's vocabulary has no piece that masks: use one"
+        " of BERT's (wordpiece) or train one (sentencepiece)."
+      )
     width = self.width
     self.dense = linear.Linear(
       "BLD,DE->BLE", (width, width), ("embed", "proj"), init_std=self.init_std
