@@ -152,6 +152,8 @@ def shardings(boxed: Any, mesh: jax.sharding.Mesh, sharding: Sharding) -> Any:
   table = sharding.table()
 
   def place(spec, shape):
+    if not jax.tree.leaves(shape):
+      return shape  # The optimiser keeps nothing of a frozen parameter.
     axes = nn.logical_to_mesh_axes(tuple(spec), table) if spec else PartitionSpec()
     kept = []
     for i, axis in enumerate(axes):
