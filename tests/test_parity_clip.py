@@ -1,7 +1,8 @@
 """Against the official code of dual encoders: features, losses, gradients.
 
 In tests/reference: clip_vit is of openai/CLIP clip/model.py; openclip_siglip and
-clip_siglip_losses of mlfoundations/open_clip; hf_clip and hf_siglip of transformers.
+clip_siglip_losses of mlfoundations/open_clip; hf_clip, hf_siglip and hf_vit of
+transformers.
 Tolerance rtol 1e-4 with atol 1e-5 of the array's largest value: all sides are float32.
 """
 
@@ -19,7 +20,9 @@ from vlp_jax import pretrainer as pretrainer_lib
 from vlp_jax.data import vocab as vocab_lib
 from vlp_jax.interop import clip
 from vlp_jax.interop import hf_dual
+from vlp_jax.interop import hf_vit
 from vlp_jax.interop import open_clip
+from vlp_jax.models import vit
 from vlp_jax.nn import ask
 from vlp_jax.objectives import itc
 
@@ -268,3 +271,17 @@ def test_losses_of_open_clip(kind):
   close(value, expected[f"{kind}_loss"])
   for name, got in grads.items():
     close(got, expected[f"{kind}_grad/{name}"], name)
+
+
+def test_vit_of_transformers():
+  inputs, expected = read("hf_vit")
+  folder = REFERENCE / "hf_vit"
+  spec, params = hf_vit.model_spec(folder), hf_vit.load(folder)
+  module = vit.Encoder(**{k: v for k, v in spec.items() if k != "type"})
+  image = jnp.asarray(inputs["pixel_values"].transpose(0, 2, 3, 1))
+  x = jax.jit(module.apply)({"params": params["model"]["image"]}, image).x
+  close(x, expected["last_hidden_state"])
+  pooler = params["pooler"]["dense"]
+  close(
+    jnp.tanh(x[:, 0] @ pooler["kernel"] + pooler["bias"]), expected["pooler_output"]
+  )

@@ -16,6 +16,7 @@ from vlp_jax import build
 from vlp_jax.data import vocab as vocab_lib
 from vlp_jax.interop import clip
 from vlp_jax.interop import hf_dual
+from vlp_jax.interop import hf_vit
 from vlp_jax.interop import initial
 from vlp_jax.interop import open_clip
 from vlp_jax.interop import reader
@@ -241,3 +242,22 @@ def test_what_config_json_leaves_out_is_the_default_of_the_class(tmp_path):
   spec = hf_dual.model_spec(tmp_path)
   assert (spec["embed_dim"], spec["image"]["patch"]) == (768, 16)
   assert spec["image"]["act"] == "gelu_tanh"
+
+
+# --- The image tower alone ------------------------------------------------------------
+
+
+def test_vit_round_trip_and_init_of_a_tower():
+  folder = REFERENCE / "hf_vit"
+  params = hf_vit.load(folder)
+  same(hf_vit.export(params, patch=8), reader.load(folder / "model.safetensors"))
+  shapes = abstract(dict(model=params["model"]))
+  shapes["model"]["text_proj"] = dict(kernel=jax.ShapeDtypeStruct((3, 4), np.float32))
+  got = hf_vit.init(shapes, path=folder)
+  jax.tree.map(
+    np.testing.assert_array_equal, got["model"]["image"], params["model"]["image"]
+  )
+  assert got["model"]["text_proj"] == shapes["model"]["text_proj"]
+  del shapes["model"]["image"]["norm"]
+  with pytest.raises(ValueError, match=r"layernorm\.bias -> model/image/norm/bias"):
+    hf_vit.init(shapes, path=folder)

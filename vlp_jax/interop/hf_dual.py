@@ -6,29 +6,16 @@ against the model.
 """
 
 from collections.abc import Mapping, Sequence
-import json
 import os
-import pathlib
 from typing import Any
 
 import numpy as np
 
 from vlp_jax.interop import dual
-from vlp_jax.interop import reader
+from vlp_jax.interop import hf_folder
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
 
-CONFIG = "config.json"
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-# transformers' activations.py -> `nn/block.py`.
-ACTIVATIONS = {
-  "quick_gelu": "quick_gelu",
-  "gelu": "gelu",
-  "gelu_pytorch_tanh": "gelu_tanh",
-  "gelu_new": "gelu_tanh",
-  "relu": "relu",
-  "silu": "silu",
-}
 # What transformers leaves out of config.json where it is the default of the class
 # (configuration_clip.py, configuration_siglip.py), here in the words of its files.
 DEFAULTS = {
@@ -136,11 +123,7 @@ def save(path: str | os.PathLike, params: Mapping[str, Any], model: Any) -> None
   # A reader must understand what we write as this model.
   spec = _spec(config, path)
   dual.check(_told(spec), _fields(model, spec), f"a folder of transformers ({path})")
-  tensors = LAYOUTS[kind].write(params)
-  folder = pathlib.Path(path)
-  folder.mkdir(parents=True, exist_ok=True)
-  (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-  reader.save(folder / WEIGHTS[0], tensors)
+  hf_folder.save(path, config, LAYOUTS[kind].write(params))
 
 
 def export(params: Mapping[str, Any], kind: str) -> dict[str, np.ndarray]:
@@ -284,33 +267,11 @@ def _layout(path):
 
 def _read(path):
   """(model spec, tensors, the file they are of) of a folder."""
-  spec = model_spec(path)
-  folder = pathlib.Path(path)
-  for name in WEIGHTS:
-    if (folder / name).is_file():
-      return spec, reader.load(folder / name), folder / name
-  raise FileNotFoundError(f"{folder} has no {' and no '.join(WEIGHTS)}.")
+  return model_spec(path), *hf_folder.tensors(path)
 
 
 def _config(path):
-  """(config.json, its path)."""
-  folder = pathlib.Path(path)
-  if not folder.is_dir():
-    raise FileNotFoundError(
-      f"{folder} is no folder: name one with {CONFIG} and {WEIGHTS[0]}, as"
-      " save_pretrained and `hf download` make it."
-    )
-  file = folder / CONFIG
-  if not file.is_file():
-    raise FileNotFoundError(f"{folder} has no {CONFIG}.")
-  try:
-    config = json.loads(file.read_text("utf-8"))
-  except ValueError as error:
-    raise ValueError(f"{file} is no JSON: {error}") from error
-  kind = config.get("model_type") if isinstance(config, dict) else None
-  if kind not in LAYOUTS:
-    raise ValueError(f"{file}: model_type={kind!r}: want one of {', '.join(LAYOUTS)}.")
-  return config, file
+  return hf_folder.config(path, LAYOUTS)
 
 
 def _spec(config, where):
@@ -344,16 +305,10 @@ def _section(config, name):
 
 def _tower(theirs, where):
   """Fields of a tower of ours."""
-  act = theirs["hidden_act"]
-  if act not in ACTIVATIONS:
-    raise ValueError(
-      f"{where}.hidden_act={act!r}: our towers have {', '.join(ACTIVATIONS)}."
-    )
+  act = hf_folder.activation(theirs["hidden_act"], where)
   if theirs.get("num_channels", 3) != 3:
     raise ValueError(f"{where}.num_channels={theirs['num_channels']}: want 3.")
-  return {ours: theirs[name] for ours, name in SIZES.items()} | dict(
-    act=ACTIVATIONS[act]
-  )
+  return {ours: theirs[name] for ours, name in SIZES.items()} | dict(act=act)
 
 
 # Other sizes than the model's are told by the shapes, which may be resized.
@@ -377,7 +332,7 @@ def _fields(model, spec):
 
 def _describe(model, kind):
   """config.json of a model of ours."""
-  names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+  names = {ours: theirs for theirs, ours in reversed(hf_folder.ACTIVATIONS.items())}
 
   def tower(module):
     fields = {theirs: getattr(module, ours) for ours, theirs in SIZES.items()}

@@ -27,4 +27,4 @@ def load(spec: Mapping[str, Any], params: Any, model: Any = None) -> Any:
   return module.init(params, **spec)
 
 
-FORMATS = ("albef", "clip", "hf_dual", "open_clip")
+FORMATS = ("albef", "clip", "hf_dual", "hf_vit", "open_clip")
