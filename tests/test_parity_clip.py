@@ -174,7 +174,9 @@ def test_siglip_of_open_clip():
   inputs, expected = read("openclip_siglip")
   ids = inputs["text"]
   params = open_clip.load(
-    REFERENCE / "openclip_siglip" / "weights.safetensors", heads_image=4, heads_text=4
+    REFERENCE / "openclip_siglip" / "weights.safetensors",
+    num_heads_image=4,
+    num_heads_text=4,
   )
   sigmoid = itc.Objective(loss="sigmoid")
   # The mask says nothing: padding is read.
@@ -191,7 +193,7 @@ def test_siglip_of_open_clip():
 def test_clip_of_transformers():
   inputs, expected = read("hf_clip")
   folder = REFERENCE / "hf_clip"
-  spec, params = hf_dual.model_spec(folder), hf_dual.load(folder)
+  spec, params = hf_dual.model_spec(folder), hf_dual.load(folder).params
   mask = inputs["attention_mask"] > 0
   got = run(
     spec,
@@ -220,7 +222,7 @@ def test_clip_of_transformers():
 def test_siglip_of_transformers():
   inputs, expected = read("hf_siglip")
   folder = REFERENCE / "hf_siglip"
-  spec, params = hf_dual.model_spec(folder), hf_dual.load(folder)
+  spec, params = hf_dual.model_spec(folder), hf_dual.load(folder).params
   ids = inputs["input_ids"]
   got = run(
     spec,

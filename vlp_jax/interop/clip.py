@@ -20,6 +20,11 @@ from vlp_jax.interop import towers
 
 # Only OpenAI's files have it, and those are all made with QuickGELU.
 OPENAI = "input_resolution"
+SIGNATURE = (
+  r"visual\.conv1\.weight",
+  r"transformer\.resblocks\.0\.attn\.in_proj_weight",
+  r"text_projection",
+)
 NORM_EPS = 1e-5  # torch's own
 # What clip/model.py `convert_weights` halves: convolutions, linear layers, attention
 # and the projections; not tables, norms and the scale.
@@ -32,15 +37,15 @@ HALVED = re.compile(
 def load(
   path: str | os.PathLike,
   *,
-  heads_image: int | None = None,
-  heads_text: int | None = None,
+  num_heads_image: int | None = None,
+  num_heads_text: int | None = None,
   key: str | None = None,
 ) -> dict[str, Any]:
   """Parameters from an official file (ViT-B-32.pt, open_clip_model.safetensors).
 
   Args:
     path: see `reader.load`, also for `key`.
-    heads_image, heads_text: None: heads are 64 wide, as all of OpenAI's are.
+    num_heads_image, num_heads_text: None: heads are 64 wide, as all of OpenAI's are.
 
   Returns:
     {"model": …} of the file's types, so that `save` gives the same bits.
@@ -50,7 +55,9 @@ def load(
   """
   tensors = reader.load(path, key=key)
   layout = _layout(openai=OPENAI in tensors)
-  return layout.read(tensors, path, heads_image=heads_image, heads_text=heads_text)
+  return layout.read(
+    tensors, path, num_heads_image=num_heads_image, num_heads_text=num_heads_text
+  )
 
 
 def save(

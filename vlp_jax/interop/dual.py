@@ -43,18 +43,18 @@ class Layout:
     tensors: Mapping[str, np.ndarray],
     path: str | os.PathLike,
     *,
-    heads_image: int | None = None,
-    heads_text: int | None = None,
+    num_heads_image: int | None = None,
+    num_heads_text: int | None = None,
   ) -> dict[str, Any]:
     """Parameters as they are in the file, with its types.
 
     Args:
       tensors: of the file. path: for messages.
-      heads_image, heads_text: None: heads are 64 wide.
+      num_heads_image, num_heads_text: None: heads are 64 wide.
     """
     sizes = dict(
-      M=towers.heads(tensors, self.image_norm, heads_image, "heads_image"),
-      N=towers.heads(tensors, self.text_norm, heads_text, "heads_text"),
+      M=towers.heads(tensors, self.image_norm, num_heads_image, "num_heads_image"),
+      N=towers.heads(tensors, self.text_norm, num_heads_text, "num_heads_text"),
     )
     return rules.from_theirs(
       tensors,

@@ -1,4 +1,4 @@
-"""Folders of transformers: CLIP and SigLIP (config.json and model.safetensors).
+"""CLIP and SigLIP of Hugging Face's transformers <-> our dual encoders.
 
 Both have the same towers under the same names; they differ in their ends. What the
 weights do not tell (activation, epsilon, heads) is in config.json, and is checked
@@ -6,29 +6,22 @@ against the model.
 """
 
 from collections.abc import Mapping, Sequence
-import json
+import dataclasses
 import os
-import pathlib
 from typing import Any
 
 import numpy as np
 
 from vlp_jax.interop import dual
-from vlp_jax.interop import reader
+from vlp_jax.interop import hf
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
 
-CONFIG = "config.json"
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-# transformers' activations.py -> `nn/block.py`.
-ACTIVATIONS = {
-  "quick_gelu": "quick_gelu",
-  "gelu": "gelu",
-  "gelu_pytorch_tanh": "gelu_tanh",
-  "gelu_new": "gelu_tanh",
-  "relu": "relu",
-  "silu": "silu",
-}
+SIGNATURE = (
+  r"vision_model\.encoder\.layers\.0\.self_attn\.q_proj\.weight",
+  r"text_model\.encoder\.layers\.0\.self_attn\.q_proj\.weight",
+  r"logit_scale",
+)
 # What transformers leaves out of config.json where it is the default of the class
 # (configuration_clip.py, configuration_siglip.py), here in the words of its files.
 DEFAULTS = {
@@ -88,23 +81,36 @@ SIZES = dict(
 )
 
 
-def load(path: str | os.PathLike) -> dict[str, Any]:
-  """Parameters from a folder, of the file's types.
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """What a directory holds: params, a tree of ours; config, of config.json."""
 
-  Args:
-    path: with config.json, and model.safetensors or pytorch_model.bin.
+  params: dict[str, Any]
+  config: dict[str, Any]
+
+
+def load(path: str | os.PathLike) -> Checkpoint:
+  """Reads a directory, or a name of the hub; weights keep the file's types.
 
   Raises:
     FileNotFoundError, ValueError: a file is missing; the model is no CLIP or SigLIP;
-      see `reader.load` and `rules.from_theirs`.
+      see `hf.read` and `rules.from_theirs`.
   """
-  spec, tensors, where = _read(path)
-  return _layout(path).read(
-    tensors,
-    where,
-    heads_image=spec["image"]["num_heads"],
-    heads_text=spec["text"]["num_heads"],
+  directory = hf.read(path)
+  config, spec = directory.config, _spec(directory.config, directory.path)
+  params = LAYOUTS[config["model_type"]].read(
+    directory.tensors,
+    directory.path,
+    num_heads_image=spec["image"]["num_heads"],
+    num_heads_text=spec["text"]["num_heads"],
   )
+  return Checkpoint(params, config)
+
+
+def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
+  """Writes a directory that `CLIPModel` or `SiglipModel.from_pretrained` reads."""
+  kind = _kind(checkpoint.config, "what to write")
+  hf.write(path, checkpoint.config, LAYOUTS[kind].write(checkpoint.params))
 
 
 def model_spec(path: str | os.PathLike) -> dict[str, Any]:
@@ -116,17 +122,16 @@ def model_spec(path: str | os.PathLike) -> dict[str, Any]:
     FileNotFoundError, ValueError: no config.json, of another model, or of a field that
       our towers do not have.
   """
-  return _spec(*_config(path))
+  return _spec(hf.config(path), path)
 
 
-def save(path: str | os.PathLike, params: Mapping[str, Any], model: Any) -> None:
-  """Writes a folder that `CLIPModel` or `SiglipModel.from_pretrained` reads.
+def describe(model: Any, params: Mapping[str, Any]) -> Checkpoint:
+  """A model of ours as one of theirs.
 
   Args:
-    path: the folder, which is made.
-    params: tree of arrays, without boxes.
-    model: the `VLM` they are of: config.json says its fields. Its text encoder's
-      vocabulary tells the special ids.
+    model: the `VLM`: config.json says its fields. Its text encoder's vocabulary tells
+      the special ids.
+    params: its pretrainer's, arrays without boxes.
 
   Raises:
     ValueError: the model is neither of them, or has a field that they do not have.
@@ -134,13 +139,9 @@ def save(path: str | os.PathLike, params: Mapping[str, Any], model: Any) -> None
   kind = "siglip" if model.image.pool == "map" else "clip"
   config = _describe(model, kind)
   # A reader must understand what we write as this model.
-  spec = _spec(config, path)
-  dual.check(_told(spec), _fields(model, spec), f"a folder of transformers ({path})")
-  tensors = LAYOUTS[kind].write(params)
-  folder = pathlib.Path(path)
-  folder.mkdir(parents=True, exist_ok=True)
-  (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-  reader.save(folder / WEIGHTS[0], tensors)
+  spec = _spec(config, kind)
+  dual.check(_told(spec), _fields(model, spec), LAYOUTS[kind].what)
+  return Checkpoint(dict(params), config)
 
 
 def export(params: Mapping[str, Any], kind: str) -> dict[str, np.ndarray]:
@@ -169,10 +170,14 @@ def init(
   Raises:
     FileNotFoundError, ValueError: one error that lists all that does not fit.
   """
-  spec, tensors, where = _read(path)
+  directory = hf.read(path)
+  config, where = directory.config, directory.path
+  spec = _spec(config, where)
   if model is not None:
     dual.check(_told(spec), _fields(model, spec), str(where))
-  return _layout(path).fit(tensors, where, abstract_params, skip=skip, fresh=fresh)
+  return LAYOUTS[config["model_type"]].fit(
+    directory.tensors, where, abstract_params, skip=skip, fresh=fresh
+  )
 
 
 def clip_rules(depth_image: int, depth_text: int) -> rules.Table:
@@ -278,43 +283,15 @@ LAYOUTS = {
 }
 
 
-def _layout(path):
-  return LAYOUTS[_config(path)[0]["model_type"]]
-
-
-def _read(path):
-  """(model spec, tensors, the file they are of) of a folder."""
-  spec = model_spec(path)
-  folder = pathlib.Path(path)
-  for name in WEIGHTS:
-    if (folder / name).is_file():
-      return spec, reader.load(folder / name), folder / name
-  raise FileNotFoundError(f"{folder} has no {' and no '.join(WEIGHTS)}.")
-
-
-def _config(path):
-  """(config.json, its path)."""
-  folder = pathlib.Path(path)
-  if not folder.is_dir():
-    raise FileNotFoundError(
-      f"{folder} is no folder: name one with {CONFIG} and {WEIGHTS[0]}, as"
-      " save_pretrained and `hf download` make it."
-    )
-  file = folder / CONFIG
-  if not file.is_file():
-    raise FileNotFoundError(f"{folder} has no {CONFIG}.")
-  try:
-    config = json.loads(file.read_text("utf-8"))
-  except ValueError as error:
-    raise ValueError(f"{file} is no JSON: {error}") from error
-  kind = config.get("model_type") if isinstance(config, dict) else None
+def _kind(config, where):
+  kind = config.get("model_type")
   if kind not in LAYOUTS:
-    raise ValueError(f"{file}: model_type={kind!r}: want one of {', '.join(LAYOUTS)}.")
-  return config, file
+    raise ValueError(f"{where}: model_type={kind!r}: want one of {', '.join(LAYOUTS)}.")
+  return kind
 
 
 def _spec(config, where):
-  kind = config["model_type"]
+  kind = _kind(config, where)
   text, vision = (_section(config, name) for name in ("text_config", "vision_config"))
   image = _tower(vision, f"{where}: vision_config")
   words = _tower(text, f"{where}: text_config")
@@ -344,16 +321,10 @@ def _section(config, name):
 
 def _tower(theirs, where):
   """Fields of a tower of ours."""
-  act = theirs["hidden_act"]
-  if act not in ACTIVATIONS:
-    raise ValueError(
-      f"{where}.hidden_act={act!r}: our towers have {', '.join(ACTIVATIONS)}."
-    )
+  act = hf.activation(theirs, where)
   if theirs.get("num_channels", 3) != 3:
     raise ValueError(f"{where}.num_channels={theirs['num_channels']}: want 3.")
-  return {ours: theirs[name] for ours, name in SIZES.items()} | dict(
-    act=ACTIVATIONS[act]
-  )
+  return {ours: theirs[name] for ours, name in SIZES.items()} | dict(act=act)
 
 
 # Other sizes than the model's are told by the shapes, which may be resized.
@@ -377,11 +348,12 @@ def _fields(model, spec):
 
 def _describe(model, kind):
   """config.json of a model of ours."""
-  names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 
   def tower(module):
     fields = {theirs: getattr(module, ours) for ours, theirs in SIZES.items()}
-    return fields | dict(hidden_act=names[module.act], attention_dropout=0.0)
+    return fields | dict(
+      hidden_act=hf.their_activation(module.act), attention_dropout=0.0
+    )
 
   vocab = model.text.vocab
   text = tower(model.text) | dict(

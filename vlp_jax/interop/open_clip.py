@@ -14,6 +14,10 @@ from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
 
+SIGNATURE = (
+  r"visual\.trunk\.attn_pool\.latent",
+  r"text\.transformer\.resblocks\.0\.attn\.in_proj_weight",
+)
 # model_configs/ViT-*-SigLIP*.json and timm's vit_*_siglip_*: not in the weights.
 MADE_WITH = {
   "model.image.norm_eps": 1e-6,
@@ -27,13 +31,15 @@ MADE_WITH = {
 def load(
   path: str | os.PathLike,
   *,
-  heads_image: int | None = None,
-  heads_text: int | None = None,
+  num_heads_image: int | None = None,
+  num_heads_text: int | None = None,
   key: str | None = None,
 ) -> dict[str, Any]:
   """Parameters from a file of open_clip: see `clip.load` for the arguments."""
   tensors = reader.load(path, key=key)
-  return LAYOUT.read(tensors, path, heads_image=heads_image, heads_text=heads_text)
+  return LAYOUT.read(
+    tensors, path, num_heads_image=num_heads_image, num_heads_text=num_heads_text
+  )
 
 
 def save(
