@@ -180,7 +180,7 @@ def test_folder_round_trip_is_bit_exact(tmp_path, name):
   folder = REFERENCE / name
   theirs = json.loads((folder / "config.json").read_text())
   loaded = hf_dual.load(folder)
-  made = hf_dual.describe(folder_model(folder), loaded.params)
+  made = hf_dual.of_model(folder_model(folder), loaded.params)
   hf_dual.save(tmp_path / "out", made)
   weights = "model.safetensors"
   same(reader.load(tmp_path / "out" / weights), reader.load(folder / weights))
@@ -212,7 +212,7 @@ def test_a_folder_is_checked_against_the_model(tmp_path):
   # No CLIPModel's text sees what comes after.
   model = folder_model(folder, text=dict(attention="bidirectional"))
   with pytest.raises(ValueError, match="was made with other layers"):
-    hf_dual.describe(model, hf_dual.load(folder).params)
+    hf_dual.of_model(model, hf_dual.load(folder).params)
 
 
 def test_folders_that_are_none(tmp_path):

@@ -9,7 +9,7 @@ The file is the registry: a format is a file of this folder that exports `init` 
   SIGNATURE                   patterns of whole names, of which a file of the format has
                               one tensor each; with "!" before it, none. A format
                               without is read when it is named
-  of_model(model, params)     a Checkpoint, where the format holds one tower of a model
+  of_model(model, params)     a Checkpoint, where the format holds towers of a model
 """
 
 from collections.abc import Mapping, Sequence

@@ -125,7 +125,7 @@ def model_spec(path: str | os.PathLike) -> dict[str, Any]:
   return _spec(hf.config(path), path)
 
 
-def describe(model: Any, params: Mapping[str, Any]) -> Checkpoint:
+def of_model(model: Any, params: Mapping[str, Any]) -> Checkpoint:
   """A model of ours as one of theirs.
 
   Args:
