@@ -15,7 +15,7 @@ def get_config(arg=""):
   )
   c.model = dict(
     image=dict(type="vit", patch=12, res=48, depth=3, stem="conv", **width),
-    text=dict(type="text", depth=1, norm="pre", norm_pre=True, **width),
+    text=dict(type="text", depth=1, norm="pre", **width),
     fusion=dict(type="cross_attention", depth=2, norm="pre", init_std=None),
     embed_dim=64,
     scale="log_scale",
