@@ -13,6 +13,8 @@ SIZES = {
   "B": (768, 12, 12, 3072),
   "L": (1024, 24, 16, 4096),
   "H": (1280, 32, 16, 5120),
+  # Of Alabdulmohsin et al. 2023 (arXiv:2305.13035), as SigLIP has it.
+  "So400m": (1152, 27, 16, 4304),
 }
 
 # What ALBEF's official pretraining starts from: models/model_pretrain.py init_deit, and
@@ -87,3 +89,40 @@ def tables(type, *, pp="decode|resize(384)|clean(30)", **files):
     )
     for name, file in files.items()
   }
+
+
+def clip(image, *, patch, res, text, embed_dim, act="gelu"):
+  """The model of CLIP: openai/CLIP clip/model.py.
+
+  Departure: kernels are drawn by their fan in; the official ones are a little smaller
+  where they end a branch of the text tower.
+
+  Args:
+    image: name of a size. patch, res: in pixels.
+    text: (width, depth); heads are of 64.
+    embed_dim: of the shared space.
+    act: "quick_gelu" is OpenAI's, "gelu" open_clip's where it does not say so.
+  """
+  both = dict(act=act, norm_eps=1e-5, init_std=None)
+  vit = dict(type="vit", patch=patch, res=res, norm_pre=True, patch_bias=False)
+  width, depth = text
+  words = dict(width=width, depth=depth, num_heads=-(-width // 64), mlp_dim=4 * width)
+  words |= dict(type="text", types=0, norm="pre", attention="causal", pool="last")
+  return dict(
+    image=size(image, **vit, **both),
+    text=words | both,
+    embed_dim=embed_dim,
+    scale="log_scale",
+    temperature=0.07,
+    project_bias=False,
+  )
+
+
+def clip_optim(**fields):
+  """AdamW of CLIP, table 18 of the paper and open_clip's main.py: what is decayed."""
+  # 1-D parameters are not; tables of positions and words are.
+  spared = r"(^|/)(bias|scale|cls|log_scale)$"
+  # At most ln 100.
+  bounds = ((r"^model/log_scale$", (0.0, 4.605170185988092)),)
+  fixed = dict(weight_decay=0.2, b2=0.98, eps=1e-6, undecayed=spared, bounds=bounds)
+  return fixed | fields

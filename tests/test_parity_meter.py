@@ -35,6 +35,7 @@ NAMES = ("meter", "meter_bert")
 @dataclasses.dataclass(frozen=True)
 class Vocab:
   size: int
+  mask: int = 1
   special: tuple[int, ...] = ()
   continuation: tuple[int, ...] = ()
 

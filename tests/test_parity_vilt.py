@@ -39,6 +39,7 @@ WIDTH = SIZE["hidden_size"]
 @dataclasses.dataclass(frozen=True)
 class Vocab:
   size: int = SIZE["vocab_size"]
+  mask: int = 1
   special: tuple[int, ...] = ()
   continuation: tuple[int, ...] = ()
 

@@ -23,9 +23,15 @@ GOLDEN = ROOT / "tests" / "golden"
 PARTS = ("parts",)  # pieces of configs, themselves none
 FILES = [f.relative_to(ROOT / "configs") for f in sorted(ROOT.glob("configs/**/*.py"))]
 NAMES = [str(f.with_suffix("")) for f in FILES if f.stem not in PARTS]
-# A file compares its argument with the names that it knows.
+# A file compares its argument with the names that it knows, or looks it up in a table.
+KNOWN = re.compile(r'arg == "(\w+)"|^  "(\w+)": \(', re.MULTILINE)
 ARGS = {
-  name: re.findall(r'arg == "(\w+)"', (ROOT / "configs" / f"{name}.py").read_text())
+  name: list(
+    dict.fromkeys(
+      one or other
+      for one, other in KNOWN.findall((ROOT / "configs" / f"{name}.py").read_text())
+    )
+  )
   for name in NAMES
 }
 SPECS = [
@@ -35,6 +41,8 @@ SPECS = [
 # Data and vocabularies are not in the repository: their sizes stand in for them. BERT's
 # uncased vocabulary, and what a recipe for training one asks for at most.
 BERT = 30_522
+# Of a tokenizer with a file: CLIP's merges, and SentencePiece's c4_en.
+SIZES = {"clip_bpe": 49_408, "sentencepiece": 32_000}
 EXAMPLES = 1_000_000
 
 
@@ -47,7 +55,7 @@ def load(spec):
 def stand_in(config):
   """(vocabulary, length) of the tokenizer that the config names."""
   recipe = config.tokenizer.get("train") or {}
-  size = recipe.get("vocab_size", BERT)
+  size = recipe.get("vocab_size", SIZES.get(config.tokenizer["type"], BERT))
   roles = {}
   if config.tokenizer.get("roles"):
     roles, size = {"dec": size, "enc": size + 1}, size + 2
@@ -188,3 +196,18 @@ def test_albef_has_the_published_size(shapes_of):
   assert tree.size(params["objectives_mlm"]) == mlm
   assert tree.size(params) == vit + bert + itc + itm
   assert 209e6 < tree.size(params) < 210e6
+
+
+@pytest.mark.parametrize(
+  "spec, count",
+  [
+    # Of the official weights, as open_clip's and transformers' users count them.
+    ("clip", 151_277_313),
+    ("clip:B16", 149_620_737),
+    ("clip:L14", 427_616_513),
+    ("clip:L14_336", 427_944_193),
+    ("siglip:B16_224", 203_155_970),
+  ],
+)
+def test_dual_encoders_have_the_published_sizes(spec, count, shapes_of):
+  assert tree.size(shapes_of(spec)[0].params) == count

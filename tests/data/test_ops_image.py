@@ -53,8 +53,33 @@ def test_shorter_side_and_centre():
   # torchvision rounds (41 - 16) / 2 = 12.5 to even.
   out = run("decode|center_crop(16)", pictures.pixels(41, 43))
   np.testing.assert_array_equal(out, pictures.pixels(41, 43)[12:28, 14:30])
-  with pytest.raises(ValueError, match=r"center_crop\(48\).*56×40.*resize_shorter"):
-    run("decode|center_crop(48)", image)
+  for word in ("center_crop", "random_crop"):
+    with pytest.raises(ValueError, match=rf"{word}\(48\).*56×40.*resize_shorter"):
+      run(f"decode|{word}(48)", image)
+
+
+def test_clip_prepares_images_as_its_official_code():
+  folder = pathlib.Path(__file__).parents[1] / "reference" / "clip_vit"
+  with np.load(folder / "inputs.npz") as inputs:
+    image = inputs["preprocess_rgb"]
+  with np.load(folder / "expected.npz") as expected:
+    want = expected["preprocess"]
+  out = run("decode|resize_shorter(32)|center_crop(32)", image).transpose(2, 0, 1)
+  normalised = (out / np.float32(255) - MEAN[:, None, None]) / STD[:, None, None]
+  np.testing.assert_allclose(normalised, want, rtol=0, atol=1e-6)
+
+
+def test_a_random_crop_is_any_square_of_the_image():
+  image = pictures.pixels(40, 56)
+  windows = np.lib.stride_tricks.sliding_window_view(image, (36, 36, 3))[:, :, 0]
+  found = set()
+  for seed in range(40):
+    out = run("decode|random_crop(36)", image, seed)
+    where = np.argwhere((windows == out).all(axis=(2, 3, 4)))
+    assert len(where) == 1
+    found.add(tuple(where[0]))
+  rows, columns = zip(*found, strict=True)
+  assert len(found) > 20 and set(rows) == set(range(5)) and max(columns) > 15
 
 
 # --- Random words ---------------------------------------------------------------------
@@ -66,6 +91,7 @@ def test_shorter_side_and_centre():
     ("decode|random_resized_crop(24)", (24, 24, 3)),
     ("decode|random_resized_crop(96, min_area=0.9)", (96, 96, 3)),
     ("decode|flip", (40, 56, 3)),
+    ("decode|random_crop(16)", (16, 16, 3)),
     ("decode|randaugment(2, 7)", (40, 56, 3)),
     ("decode|random_resized_crop(24)|flip|randaugment(3, 9)", (24, 24, 3)),
   ],

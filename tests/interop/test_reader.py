@@ -8,6 +8,7 @@ import collections
 import os
 import pathlib
 import pickle
+import re
 import struct
 import zipfile
 
@@ -325,3 +326,38 @@ def test_metadata_of_a_state_dict_is_ignored(tmp_path):
   content._metadata = {"": 1}
   got = reader.load(archive(tmp_path, content))
   assert got["a"] == 1 and got["b"] == 2.5
+
+
+# --- TorchScript ----------------------------------------------------------------------
+
+SCRIPTED = b"\x80\x02c__torch__.my.model\nNet\n"
+TENSOR = (
+  b"ctorch._utils\n_rebuild_tensor_v2\n((U\x07storagectorch\n"
+  b"FloatStorage\nU\x010U\x03cpuK\x06tQK\x00K\x06\x85K\x01\x85\x89)tR"
+)
+
+
+def test_modules_of_an_archive_become_one_state_dict(tmp_path):
+  # Net(w=tensor, training=False, below=Net(w=tensor))
+  inner = SCRIPTED[2:] + b")\x81}U\x01w" + TENSOR + b"sb"
+  whole = SCRIPTED + b")\x81}(U\x01w" + TENSOR + b"U\x08training\x89U\x05below"
+  tensors = reader.load(archive(tmp_path, whole + inner + b"ub."))
+  assert list(tensors) == ["w", "below.w"]
+  assert tensors["below.w"].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+  "code, named",
+  [
+    # A call of its class, arguments for it, a state that is no attributes.
+    (b")R.", "a call of __torch__.my.model Net"),
+    (b"K\x01\x85\x81.", "a call of __torch__.my.model Net"),
+    (b")\x81K\x01b.", "the state of a Module"),
+    (b")\x81}U\x01x]sb.", "attribute 'x' of a scripted module is a list"),
+    (b")\x81q\x00}U\x01xh\x00sb.", "a module lies within itself"),
+    (b".", "holds a Global"),
+  ],
+)
+def test_other_things_to_do_with_a_module_are_refused(tmp_path, code, named):
+  with pytest.raises(ValueError, match=re.escape(named)):
+    reader.load(archive(tmp_path, SCRIPTED + code))

@@ -218,6 +218,32 @@ def test_text_longer_than_its_table_is_refused():
     module.init(jax.random.key(0), jnp.ones((1, 9), jnp.int32), jnp.ones((1, 9), bool))
 
 
+def test_a_tower_without_a_projection_has_the_width_of_the_space():
+  with pytest.raises(ValueError, match=r"model.image of width 16.*model.embed_dim=12"):
+    tiny.init(tiny.albef(project=("text",)), tiny.batch(4))
+
+
+def test_seen_padding_has_no_mask_and_ends_the_row():
+  module = text.Encoder(
+    vocab=tiny.VOCAB,
+    width=16,
+    depth=1,
+    num_heads=2,
+    mlp_dim=32,
+    length=6,
+    see_padding=True,
+    pool="last",
+  )
+  ids = jnp.asarray([[5, 6, 7, 0, 0, 0]], jnp.int32)
+  masks = [jnp.asarray([[True] * n + [False] * (6 - n)]) for n in (3, 6)]
+  params = module.init(jax.random.key(0), ids, masks[0])
+  three, six = (module.apply(params, ids, mask) for mask in masks)
+  assert three.mask is None
+  np.testing.assert_array_equal(three.x, six.x)
+  pooled = module.apply(params, three, method="pooled")
+  np.testing.assert_array_equal(pooled, three.x[:, -1])
+
+
 def test_fusing_without_a_fusion_stack_is_refused(albef_model):
   module, variables, inputs = albef_model
   with pytest.raises(ValueError, match="model.fusion is not set"):

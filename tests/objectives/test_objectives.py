@@ -1,5 +1,7 @@
 """The contract every objective keeps, and what each promises beside it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -216,6 +218,14 @@ def test_a_teacher_is_asked_for_in_words():
 def test_a_queue_smaller_than_the_batch_is_refused():
   with pytest.raises(ValueError, match="smaller than batch_size=32"):
     tiny.init(alone("itc_queue"), tiny.batch(32))
+
+
+def test_words_are_masked_by_a_piece_that_there_is():
+  vocab = dataclasses.replace(tiny.VOCAB, mask=None)
+  module = alone("mlm")
+  module = module.clone(objectives=dict(mlm=mlm.Objective(vocab=vocab, width=16)))
+  with pytest.raises(ValueError, match="no piece that masks"):
+    tiny.init(module, tiny.batch(4))
 
 
 def test_weights_add_the_losses_up():

@@ -113,17 +113,35 @@ def center_crop(size: int) -> Op:
 
   def op(example, rng):
     del rng
-    image = decode_lib.load(_opened(example, "center_crop"))
-    width, height = image.size
-    if min(width, height) < size:
-      raise ValueError(
-        f"pp: center_crop({size}): an image is {width}×{height}: put"
-        f" resize_shorter({size}) before it."
-      )
+    image, width, height = _at_least(example, "center_crop", size)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return example | {"image": image.crop((left, top, left + size, top + size))}
 
   return op
+
+
+def random_crop(size: int) -> Op:
+  """Any square of this size; torchvision's RandomCrop. CLIP's, after resize_shorter."""
+  _check_size(size)
+
+  def op(example, rng):
+    image, width, height = _at_least(example, "random_crop", size)
+    top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
+    return example | {"image": image.crop((left, top, left + size, top + size))}
+
+  return op
+
+
+def _at_least(example, word, size):
+  """(image, width, height) of one that a square of `size` fits into."""
+  image = decode_lib.load(_opened(example, word))
+  width, height = image.size
+  if min(width, height) < size:
+    raise ValueError(
+      f"pp: {word}({size}): an image is {width}×{height}: put"
+      f" resize_shorter({size}) before it."
+    )
+  return image, width, height
 
 
 def random_resized_crop(

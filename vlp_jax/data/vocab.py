@@ -11,7 +11,8 @@ class Vocab:
 
   Attributes:
     size: number of ids; every id is in 0 … size - 1.
-    pad, unk, cls, sep, mask: the special ids. Row position 0 is always `cls`.
+    pad, unk, cls, sep, mask: the special ids. Row position 0 is `cls`, but where the
+      tokenizer says that it writes none; mask is None where there is none.
     dec, enc: the ids that a row has instead of `cls` where a model writes it, and where
       it reads it together with an image (BLIP); None: there are none.
     continuation: ids of pieces that continue a word (for whole-word masking).
@@ -22,7 +23,7 @@ class Vocab:
   unk: int
   cls: int
   sep: int
-  mask: int
+  mask: int | None
   dec: int | None = None
   enc: int | None = None
   continuation: tuple[int, ...] = dataclasses.field(default=(), repr=False)
@@ -35,16 +36,17 @@ class Vocab:
 
 
 def pack(
-  rows: list[list[int]], vocab: Vocab, *, length: int, sep: bool
+  rows: list[list[int]], vocab: Vocab, *, length: int, sep: bool, cls: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
   """Pieces of n captions -> (ids int32 [n, length], mask bool [n, length]).
 
   A row is [CLS] pieces [SEP] [PAD]…; a long one loses its last pieces, never its [SEP].
+  Without `sep` or `cls` it has none.
   """
   ids = np.full((len(rows), length), vocab.pad, np.int32)
   mask = np.zeros((len(rows), length), bool)
   for i, row in enumerate(rows):
-    row = [vocab.cls, *row[: length - 1 - sep]]
+    row = [*[vocab.cls] * cls, *row[: length - cls - sep]]
     if sep:
       row.append(vocab.sep)
     ids[i, : len(row)] = row

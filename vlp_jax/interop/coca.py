@@ -14,7 +14,6 @@ import numpy as np
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
-from vlp_jax.ops import posembed
 from vlp_jax.ops import tree as tree_lib
 
 # Sizes: those of `towers`, E embedding, Q queries, P heads of the pooling, R of them.
@@ -126,28 +125,17 @@ def parameter_rules(
   """
   image, text = f"{ours}model/image", f"{ours}model/text"
   fusion = f"{ours}model/fusion"
-  vit = range(depth_image)
   return [
-    rules.Rule("visual.class_embedding", f"{image}/cls", "W -> W"),
-    rules.Rule(
-      "visual.positional_embedding", f"{image}/posemb", "L W -> L W", fit=_resize
-    ),
-    rules.Rule("visual.conv1.weight", f"{image}/patch/kernel", "W 3 p q -> (p q 3) W"),
-    *towers.norm_rules("visual.ln_pre.", f"{image}/norm_pre", "W"),
-    *_block_rules("visual.transformer.resblocks.", f"{image}/blocks", vit, "W G M h"),
+    *towers.clip_vit_rules("visual.", image, depth_image, pooled="E"),
     rules.Rule("visual.attn_pool.query", f"{image}/query_pool/query", "Q E -> Q E"),
     *towers.norm_rules("visual.attn_pool.ln_q.", f"{image}/query_pool/norm_query", "E"),
     *towers.norm_rules("visual.attn_pool.ln_k.", f"{image}/query_pool/norm", "W"),
     *_pool_rules("visual.attn_pool.attn.", f"{image}/query_pool/attn", fused_pool),
-    *towers.norm_rules("visual.ln_post.", f"{image}/norm", "E"),
     rules.Rule("visual.proj", f"{ours}model/image_proj/kernel", "E E' -> E E'"),
     rules.Rule("text.cls_emb", f"{text}/cls", "D -> D"),
-    rules.Rule("text.token_embedding.weight", f"{text}/word/embedding", "V D -> V D"),
-    rules.Rule("text.positional_embedding", f"{text}/position/embedding", "T D -> T D"),
-    *_block_rules("text.transformer.resblocks.", f"{text}/blocks", range(depth_text)),
-    *towers.norm_rules("text.ln_final.", f"{text}/norm", "D"),
+    *towers.clip_text_rules("text.", text, depth_text),
     rules.Rule("text.text_projection", f"{ours}model/text_proj/kernel", "D E -> D E"),
-    *_decoder_rules(f"{fusion}/blocks", range(depth_fusion)),
+    *_decoder_rules(f"{fusion}/blocks", depth_fusion),
     *towers.norm_rules("text_decoder.ln_final.", f"{fusion}/norm", "D"),
     rules.Rule(
       "text_decoder.text_projection", f"{ours}objectives_lm/out/kernel", "D V -> D V"
@@ -156,74 +144,28 @@ def parameter_rules(
   ]
 
 
-def _block_rules(theirs, ours, layers, letters="D F N H", mlp="mlp", norm="norm_mlp"):
-  """A block of open_clip: width, MLP, heads and their width are `letters`."""
-  width, inner, heads, size = letters.split()
-  block = f"{theirs}{{i}}."
-  return [
-    *towers.norm_rules(f"{block}ln_1.", f"{ours}/norm_attn", width, layers),
-    *_attention_rules(
-      f"{block}attn.", f"{ours}/attn", (width, heads, size), layers=layers
-    ),
-    *towers.norm_rules(f"{block}ln_2.", f"{ours}/{norm}", width, layers),
-    *towers.linear_rules(f"{block}mlp.c_fc.", f"{ours}/{mlp}/up", width, inner, layers),
-    *towers.linear_rules(
-      f"{block}mlp.c_proj.", f"{ours}/{mlp}/down", inner, width, layers
-    ),
-  ]
-
-
-def _decoder_rules(ours, layers):
+def _decoder_rules(ours, depth):
   """The two blocks of open_clip that are a layer of ours."""
-  plain = _block_rules(
-    "text_decoder.resblocks.",
-    ours,
-    layers,
-    mlp="mlp_before",
-    norm="norm_before",
+  theirs, layers = "text_decoder.resblocks.", range(depth)
+  plain = towers.resblock_rules(
+    theirs, ours, depth, mlp="mlp_before", norm="norm_before"
   )
   cross = "text_decoder.cross_attn.{i}."
+  attention = towers.fused_attention_rules(f"{cross}attn.", f"{ours}/cross", layers)
   return [
-    *plain,
+    *rules.relabel([*plain, *attention], towers.TEXT_LETTERS),
     *towers.norm_rules(f"{cross}ln_1.", f"{ours}/norm_cross", "D", layers),
     *towers.norm_rules(f"{cross}ln_1_kv.", f"{ours}/norm_memory", "D", layers),
-    *_attention_rules(f"{cross}attn.", f"{ours}/cross", ("D", "N", "H"), layers=layers),
     *towers.norm_rules(f"{cross}ln_2.", f"{ours}/norm_mlp", "D", layers),
     *towers.linear_rules(f"{cross}mlp.c_fc.", f"{ours}/mlp/up", "D", "F", layers),
     *towers.linear_rules(f"{cross}mlp.c_proj.", f"{ours}/mlp/down", "F", "D", layers),
   ]
 
 
-def _attention_rules(theirs, ours, letters, *, layers=None):
-  """torch's MultiheadAttention of one width."""
-  width, heads, size = letters
-  qkv = lambda leaf: tuple(f"{ours}/{c}/{leaf}" for c in ("query", "key", "value"))
-  fused = f"(3 {heads} {size})"
-  return [
-    rules.Rule(
-      f"{theirs}in_proj_weight",
-      qkv("kernel"),
-      f"{fused} {width} -> 3 {width} {heads} {size}",
-      layers,
-    ),
-    rules.Rule(
-      f"{theirs}in_proj_bias", qkv("bias"), f"{fused} -> 3 {heads} {size}", layers
-    ),
-    rules.Rule(
-      f"{theirs}out_proj.weight",
-      f"{ours}/out/kernel",
-      f"{width} ({heads} {size}) -> {heads} {size} {width}",
-      layers,
-    ),
-    rules.Rule(
-      f"{theirs}out_proj.bias", f"{ours}/out/bias", f"{width} -> {width}", layers
-    ),
-  ]
-
-
 def _pool_rules(theirs, ours, fused):
   """Attention of queries of width E to tokens of width W."""
-  table = _attention_rules(theirs, ours, ("E", "P", "R"))
+  table = towers.fused_attention_rules(theirs, ours)
+  table = rules.relabel(table, {"W": "E", "M": "P", "h": "R"})
   if fused:
     return table
   separate = [
@@ -235,11 +177,6 @@ def _pool_rules(theirs, ours, fused):
     for name, width in (("query", "E"), ("key", "W"), ("value", "W"))
   ]
   return [*separate, *table[1:]]
-
-
-def _resize(table, shape):
-  grid = round((shape[0] - 1) ** 0.5)
-  return np.asarray(posembed.resize_posembed(table, grid))
 
 
 def _sizes(params):

@@ -50,7 +50,7 @@ def read(name: str | os.PathLike) -> Directory:
     ValueError: its files cannot be read.
   """
   path = folder(name)
-  config = _json(path / "config.json")
+  settings = _json(path / "config.json")
   if (path / INDEX).is_file():
     tensors = _shards(path)
   else:
@@ -65,7 +65,12 @@ def read(name: str | os.PathLike) -> Directory:
       f"{key.removesuffix(old)}{new}" if key.endswith(old) else key: x
       for key, x in tensors.items()
     }
-  return Directory(path, config, tensors)
+  return Directory(path, settings, tensors)
+
+
+def config(name: str | os.PathLike) -> dict[str, Any]:
+  """config.json alone of a directory; errors as of `read`."""
+  return _json(folder(name) / "config.json")
 
 
 def write(

@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from vlp_jax.interop import torch_file
+from vlp_jax.interop import unpickler
 
 # https://github.com/huggingface/safetensors: dtype names of the header.
 SAFETENSORS = {
@@ -64,7 +65,8 @@ def load(path: str | os.PathLike, *, key: str | None = None) -> dict[str, np.nda
 
   Args:
     path: .safetensors, .npz, or .pth, .pt, .bin, .ckpt as torch.save writes them, in
-      the zip format or in that before torch 1.6.
+      the zip format or in that before torch 1.6; or an archive of torch.jit.save, whose
+      parameters and buffers are read and whose code is not.
     key: entry of a torch file that holds the state dict; None: the whole file where it
       is a state dict, else its entry "model" or "state_dict".
 
@@ -135,6 +137,8 @@ def unwrap(
   content: Any, path: str | os.PathLike, key: str | None = None
 ) -> dict[str, np.ndarray]:
   """The state dict in what a torch file holds; see `load` for `key`."""
+  if isinstance(content, unpickler.Module):
+    content = _parameters(content, path)
   if not isinstance(content, dict):
     raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict.")
   if key is None and not _is_state_dict(content):
@@ -163,6 +167,26 @@ def unwrap(
     except ValueError as e:
       raise ValueError(f"{path} is damaged: {name!r} is {e}") from e
   return arrays
+
+
+def _parameters(module, path, above=()):
+  """{name: tensor} of a TorchScript module and those below it: its state dict."""
+  if any(module is other for other in above):
+    raise ValueError(f"{path} is damaged: a module lies within itself.")
+  found = {}
+  for name, x in module.items():
+    if isinstance(x, unpickler.Module):
+      below = _parameters(x, path, (*above, module))
+      found |= {f"{name}.{key}": tensor for key, tensor in below.items()}
+    elif isinstance(x, torch_file.Tensor):
+      found[name] = x
+    elif x is not None and not isinstance(x, (bool, int, float, str)):
+      # Flags such as `training` say nothing about weights; lists could hold some.
+      raise ValueError(
+        f"{path}: attribute {name!r} of a scripted module is a {type(x).__name__}:"
+        " only tensors, numbers and modules are read."
+      )
+  return found
 
 
 def _odd(content):

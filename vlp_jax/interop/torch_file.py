@@ -55,6 +55,8 @@ DTYPES = {
 # file from before torch 1.6.
 MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY = pickle.dumps(MAGIC, 2)
+# TorchScript's mark before the classes of an archive.
+SCRIPTED = "__torch__."
 
 
 @dataclasses.dataclass
@@ -105,7 +107,9 @@ class Tensor:
 
 
 def load_zip(path: str | os.PathLike) -> Any:
-  """The object in a zip file of torch.save, its tensors as `Tensor`.
+  """The object in a zip file of torch.save or torch.jit.save, its tensors as `Tensor`.
+
+  That of torch.jit.save is an `unpickler.Module`.
 
   Raises:
     ValueError: if the file is damaged or asks for more than data.
@@ -132,7 +136,7 @@ def load_zip(path: str | os.PathLike) -> Any:
       return Storage(dtype, key, numel, memory=storages[key][:size])
 
     with f.open(f"{root}data.pkl") as program:
-      return _run(program, path, find)
+      return _run(program, path, find, modules=SCRIPTED)
 
 
 def _stored(f, info, memory):
@@ -254,10 +258,12 @@ def _storage(pid, find):
   return storage
 
 
-def _run(program, path, find=None):
+def _run(program, path, find=None, modules=None):
   """What one pickle builds; `find(key, dtype, numel)` gives a storage."""
   persistent = None if find is None else lambda pid: _storage(pid, find)
-  return unpickler.run(program, path, calls=CALLS, names=NAMES, persistent=persistent)
+  return unpickler.run(
+    program, path, calls=CALLS, names=NAMES, persistent=persistent, modules=modules
+  )
 
 
 def raw(x: np.ndarray) -> memoryview:

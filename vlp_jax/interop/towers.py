@@ -5,7 +5,7 @@ W width, G mlp, M heads, h head_dim, L tokens, p q patch. Text: D width, F mlp, 
 H head_dim, T positions, K types, V words.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import re
 from typing import Any
 
@@ -15,6 +15,8 @@ from vlp_jax.interop import rules
 from vlp_jax.ops import posembed
 
 HEAD_DIM = 64  # of ViT-S, B and L, BERT, RoBERTa
+# From the letters of the image tower to those of the text tower.
+TEXT_LETTERS = {"W": "D", "G": "F", "M": "N", "h": "H"}
 
 
 def heads(tensors: Mapping[str, Any], norm: str, given: int | None, option: str) -> int:
@@ -73,28 +75,37 @@ def norm_rules(
 
 def posembed_rule(theirs: str, ours: str) -> rules.Rule:
   """A ViT's table of positions, which is resized to the model's grid (sizes L W)."""
-  return rules.Rule(theirs, ours, "1 L W -> L W", fit=_resize)
+  return rules.Rule(theirs, ours, "1 L W -> L W", fit=resize_to(1))
 
 
-def vit_rules(theirs: str, ours: str, depth: int) -> rules.Table:
-  """A Vision Transformer of timm 0.4 (sizes W G M h L p q)."""
-  return [*vit_embedding_rules(theirs, ours), *vit_block_rules(theirs, ours, depth)]
+def vit_rules(
+  theirs: str, ours: str, depth: int, *, class_token: bool = True
+) -> rules.Table:
+  """A Vision Transformer of timm (sizes W G M h L p q)."""
+  return [
+    *vit_embedding_rules(theirs, ours, class_token=class_token),
+    *vit_block_rules(theirs, ours, depth),
+  ]
 
 
-def vit_embedding_rules(theirs: str, ours: str, fit: Any = None) -> rules.Table:
+def vit_embedding_rules(
+  theirs: str, ours: str, fit: Any = None, *, class_token: bool = True
+) -> rules.Table:
   """Its patches, positions and class token (sizes W L p q).
 
   fit: of the table of positions, see `rules.Rule`; None: resized, bicubic.
   """
-  fit = fit or _resize
-  return [
-    rules.Rule(f"{theirs}cls_token", f"{ours}/cls", "1 1 W -> W"),
+  fit = fit or resize_to(int(class_token))
+  table = [
     rules.Rule(f"{theirs}pos_embed", f"{ours}/posemb", "1 L W -> L W", fit=fit),
     rules.Rule(
       f"{theirs}patch_embed.proj.weight", f"{ours}/patch/kernel", "W 3 p q -> (p q 3) W"
     ),
     rules.Rule(f"{theirs}patch_embed.proj.bias", f"{ours}/patch/bias", "W -> W"),
   ]
+  if class_token:
+    return [rules.Rule(f"{theirs}cls_token", f"{ours}/cls", "1 1 W -> W"), *table]
+  return table
 
 
 def vit_block_rules(theirs: str, ours: str, depth: int) -> rules.Table:
@@ -122,32 +133,79 @@ def vit_block_rules(theirs: str, ours: str, depth: int) -> rules.Table:
   ]
 
 
-def clip_vit_rules(theirs: str, ours: str, depth: int) -> rules.Table:
-  """The Vision Transformer of OpenAI's CLIP without its projection (W G M h L p q)."""
-  layers = range(depth)
-  block, blocks = f"{theirs}transformer.resblocks.{{i}}.", f"{ours}/blocks"
-  qkv = [
-    tuple(f"{blocks}/attn/{c}/{p}" for c in ("query", "key", "value")) for p in _KB
-  ]
-  out = f"{blocks}/attn/out"
+def clip_vit_rules(
+  theirs: str, ours: str, depth: int, *, pooled: str = "W"
+) -> rules.Table:
+  """The Vision Transformer of OpenAI's CLIP without its projection (W G M h L p q).
+
+  pooled: the width of its last norm, which CoCa's pooling makes another.
+  """
   return [
     rules.Rule(f"{theirs}class_embedding", f"{ours}/cls", "W -> W"),
     rules.Rule(
-      f"{theirs}positional_embedding", f"{ours}/posemb", "L W -> L W", fit=_resize
+      f"{theirs}positional_embedding",
+      f"{ours}/posemb",
+      "L W -> L W",
+      fit=resize_to(1),
     ),
     rules.Rule(f"{theirs}conv1.weight", f"{ours}/patch/kernel", "W 3 p q -> (p q 3) W"),
     *norm_rules(f"{theirs}ln_pre.", f"{ours}/norm_pre", "W"),
-    *norm_rules(f"{block}ln_1.", f"{blocks}/norm_attn", "W", layers),
-    rules.Rule(f"{block}attn.in_proj_weight", qkv[0], "(3 M h) W -> 3 W M h", layers),
-    rules.Rule(f"{block}attn.in_proj_bias", qkv[1], "(3 M h) -> 3 M h", layers),
-    rules.Rule(
-      f"{block}attn.out_proj.weight", f"{out}/kernel", "W (M h) -> M h W", layers
+    *resblock_rules(f"{theirs}transformer.resblocks.", f"{ours}/blocks", depth),
+    *norm_rules(f"{theirs}ln_post.", f"{ours}/norm", pooled),
+  ]
+
+
+def clip_text_rules(theirs: str, ours: str, depth: int) -> rules.Table:
+  """The text tower of OpenAI's CLIP without its projection (sizes D F N H T V)."""
+  blocks = f"{theirs}transformer.resblocks."
+  return [
+    *table_rules(
+      f"{theirs}token_embedding.weight", f"{theirs}positional_embedding", ours
     ),
-    rules.Rule(f"{block}attn.out_proj.bias", f"{out}/bias", "W -> W", layers),
-    *norm_rules(f"{block}ln_2.", f"{blocks}/norm_mlp", "W", layers),
-    *linear_rules(f"{block}mlp.c_fc.", f"{blocks}/mlp/up", "W", "G", layers),
-    *linear_rules(f"{block}mlp.c_proj.", f"{blocks}/mlp/down", "G", "W", layers),
-    *norm_rules(f"{theirs}ln_post.", f"{ours}/norm", "W"),
+    *rules.relabel(resblock_rules(blocks, f"{ours}/blocks", depth), TEXT_LETTERS),
+    *norm_rules(f"{theirs}ln_final.", f"{ours}/norm", "D"),
+  ]
+
+
+def table_rules(words: str, positions: str, ours: str) -> rules.Table:
+  """The tables of a text tower, each by its name (sizes D T V)."""
+  return [
+    rules.Rule(words, f"{ours}/word/embedding", "V D -> V D"),
+    rules.Rule(
+      positions, f"{ours}/position/embedding", "T D -> T D", fit=_refuse_length
+    ),
+  ]
+
+
+def resblock_rules(
+  theirs: str, ours: str, depth: int, *, mlp: str = "mlp", norm: str = "norm_mlp"
+) -> rules.Table:
+  """Blocks of OpenAI's CLIP and of open_clip (sizes W G M h).
+
+  mlp, norm: what ours are called.
+  """
+  layers = range(depth)
+  block = f"{theirs}{{i}}."
+  return [
+    *norm_rules(f"{block}ln_1.", f"{ours}/norm_attn", "W", layers),
+    *fused_attention_rules(f"{block}attn.", f"{ours}/attn", layers),
+    *norm_rules(f"{block}ln_2.", f"{ours}/{norm}", "W", layers),
+    *linear_rules(f"{block}mlp.c_fc.", f"{ours}/{mlp}/up", "W", "G", layers),
+    *linear_rules(f"{block}mlp.c_proj.", f"{ours}/{mlp}/down", "G", "W", layers),
+  ]
+
+
+def fused_attention_rules(
+  theirs: str, ours: str, layers: range | None = None
+) -> rules.Table:
+  """torch's `nn.MultiheadAttention` (sizes W M h)."""
+  qkv = [tuple(f"{ours}/{c}/{p}" for c in ("query", "key", "value")) for p in _KB]
+  weight, bias = f"{theirs}out_proj.weight", f"{theirs}out_proj.bias"
+  return [
+    rules.Rule(f"{theirs}in_proj_weight", qkv[0], "(3 M h) W -> 3 W M h", layers),
+    rules.Rule(f"{theirs}in_proj_bias", qkv[1], "(3 M h) -> 3 M h", layers),
+    rules.Rule(weight, f"{ours}/out/kernel", "W (M h) -> M h W", layers),
+    rules.Rule(bias, f"{ours}/out/bias", "W -> W", layers),
   ]
 
 
@@ -254,9 +312,14 @@ _KB = ("kernel", "bias")
 _QKV = ("query", "key", "value")
 
 
-def _resize(table, shape):
-  grid = round((shape[0] - 1) ** 0.5)
-  return np.asarray(posembed.resize_posembed(table, grid))
+def resize_to(prefix: int) -> Callable[[np.ndarray, tuple[int, ...]], np.ndarray]:
+  """What makes a table of positions, `prefix` rows of it no patches, of other shape."""
+
+  def resize(table, shape):
+    grid = round((shape[0] - prefix) ** 0.5)
+    return np.asarray(posembed.resize_posembed(table, grid, prefix=prefix))
+
+  return resize
 
 
 def _refuse_length(table, shape):

@@ -28,6 +28,10 @@ class Global:
   name: str
 
 
+class Module(dict):
+  """A module of a TorchScript archive: its attributes by name. Its code is not read."""
+
+
 def run(
   program: IO[bytes],
   path: str | os.PathLike,
@@ -35,6 +39,7 @@ def run(
   calls: Calls,
   names: Collection[str],
   persistent: Callable[[Any], Any] | None = None,
+  modules: str | None = None,
 ) -> Any:
   """What one pickle builds, read up to its end.
 
@@ -44,13 +49,14 @@ def run(
     calls: our function for each "module name" that may be called.
     names: all names that may be mentioned; as values they are `Global`.
     persistent: what a persistent id stands for; None refuses them.
+    modules: names that begin so are classes whose objects are `Module`s; None: none.
 
   Raises:
     ValueError: naming the global, or the instruction, that is refused; or that the
       pickle is cut short or damaged.
   """
   try:
-    return _execute(program, calls, names, persistent)
+    return _execute(program, calls, names, persistent, modules)
   except Refused as e:
     raise ValueError(
       f"{path} refused: it asks for {e}, which is not data. Only tensors, numbers and"
@@ -70,7 +76,10 @@ def call(function: Any, args: tuple, calls: Calls) -> Any:
 
 
 def _build(obj, state):
-  if isinstance(obj, dict):
+  if isinstance(obj, Module) and isinstance(state, dict):
+    obj.update(state)
+    return
+  if isinstance(obj, dict) and not isinstance(obj, Module):
     return  # The version numbers of modules that torch hangs on a state dict.
   if isinstance(obj, np.dtype) and state[1] in ("<", "|", "="):
     return
@@ -91,7 +100,7 @@ _PUSH = set(
 )
 
 
-def _execute(program, calls, names, persistent):
+def _execute(program, calls, names, persistent, modules):
   stack, marks, memo = [], [], {}
 
   def pop_mark():
@@ -103,8 +112,11 @@ def _execute(program, calls, names, persistent):
   def set_items(items):
     stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
+  def scripted(name):
+    return modules is not None and name.startswith(modules)
+
   def named(name):
-    if name not in names:
+    if name not in names and not scripted(name):
       raise Refused(name)
     return Global(name)
 
@@ -165,7 +177,12 @@ def _execute(program, calls, names, persistent):
       stack.append(named(f"{module} {attribute}"))
     elif name in ("REDUCE", "NEWOBJ"):
       args = stack.pop()
-      stack.append(call(stack.pop(), args, calls))
+      function = stack.pop()
+      is_module = isinstance(function, Global) and scripted(function.name)
+      if name == "NEWOBJ" and is_module and args == ():
+        stack.append(Module())
+      else:
+        stack.append(call(function, args, calls))
     elif name == "BUILD":
       state = stack.pop()
       _build(stack[-1], state)

@@ -37,6 +37,8 @@ class Encoder(nn.Module):
       open_clip, whose mask counts it as the first: padding is masked one late.
     first_position: row of the position table that the first token has. RoBERTa's is 2,
       pad + 1: there a padded token has the row before, and counts for no position.
+    see_padding: padding is read as words are, and "last" is the end of the row
+      (SigLIP); the encoded tokens then have no mask.
   """
 
   vocab: Any
@@ -50,6 +52,7 @@ class Encoder(nn.Module):
   attention: mask_lib.Attention = "bidirectional"
   class_token: Literal["shifted", "plain"] | None = None
   first_position: int = 0
+  see_padding: bool = False
   norm: block.Norm = "post"
   norm_eps: float = 1e-12
   norm_pre: bool = False
@@ -85,7 +88,12 @@ class Encoder(nn.Module):
       self.blocks = block.stack(self)
     if self.pool == "map":
       self.pooler = pool_lib.MapPool(
-        self.num_heads, self.mlp_dim, self.norm_eps, self.dtype, name="map_pool"
+        self.num_heads,
+        self.mlp_dim,
+        self.norm_eps,
+        self.dtype,
+        self.act,
+        name="map_pool",
       )
 
   def __call__(
@@ -124,6 +132,8 @@ class Encoder(nn.Module):
     x = self.outer_norm(x) if self.norm == "post" else x
     x = self.first_norm(x) if self.norm_pre else x
     x = self.drop(x, deterministic=not train)
+    if self.see_padding:
+      keys, mask = jnp.ones_like(keys), None
     attention = self.attention if attention is None else attention
     seen = mask_lib.attention(keys, attention, prefix_B=prefix)
     other = other_seen = None

@@ -32,12 +32,14 @@ class Encoder(nn.Module):
     posemb: learned table, or fixed sin-cos of MAE. Images of another size than `res`
       get the learned table resampled, bicubic, as ALBEF does.
     norm_pre: a layer norm before the blocks (CLIP).
-    patch_bias: of the patch embedding; CLIP has none.
+    patch_bias: of the patch embedding (CLIP has none).
     queries: attention pooling behind the blocks (CoCa): what the first of so many
       learned queries finds stands for the image, what the others find are its tokens.
       0: none. The last norm comes behind it.
     query_heads: of that attention.
     trunk_width: of the blocks, where the pooling makes another width of it.
+    drop_patches: share of the patches that are dropped in training, others of each
+      image (FLIP, https://arxiv.org/abs/2212.00794); class token and positions stay.
   """
 
   width: int
@@ -61,6 +63,7 @@ class Encoder(nn.Module):
   dropout: float = 0.0
   dropout_attention: float = 0.0
   drop_path: float = 0.0
+  drop_patches: float = 0.0
   backend: attention_lib.Backend = "auto"
   init_std: float | None = 0.02
   remat: block.Remat = "none"
@@ -99,6 +102,11 @@ class Encoder(nn.Module):
         dtype=self.dtype,
         name="patch",
       )
+    if not 0 <= self.drop_patches < 1:
+      raise ValueError(
+        f"model.image.drop_patches={self.drop_patches}: wants a share, 0 or more and"
+        " less than 1."
+      )
     prefix = int(self.class_token)
     grid = self.res // self.patch
     small = axes.kernel_init(0.02, trunk)
@@ -119,7 +127,12 @@ class Encoder(nn.Module):
       self.last_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm")
     if self.pool == "map":
       self.pooler = pool_lib.MapPool(
-        self.num_heads, self.mlp_dim, self.norm_eps, self.dtype, name="map_pool"
+        self.num_heads,
+        self.mlp_dim,
+        self.norm_eps,
+        self.dtype,
+        self.act,
+        name="map_pool",
       )
 
   def __call__(self, image: jax.Array, *, train: bool = False) -> tokens_lib.Tokens:
@@ -140,7 +153,10 @@ class Encoder(nn.Module):
       table = self.table
     else:
       table = posembed.resize_posembed(self.table, grid, prefix=prefix)
-    x = axes.constrain(x + table.astype(x.dtype), "batch", "length", "act_embed")
+    x = x + table.astype(x.dtype)
+    if train and self.drop_patches:
+      x = self._keep(x, prefix)
+    x = axes.constrain(x, "batch", "length", "act_embed")
     if self.norm_pre:
       x = self.first_norm(x)
     x = self.drop(x, deterministic=not train)
@@ -151,6 +167,18 @@ class Encoder(nn.Module):
       return tokens_lib.Tokens(x[:, 1:], pooled=x[:, 0])
     return tokens_lib.Tokens(x)
 
+  def _keep(self, x, prefix):
+    """Other patches of each image, in their order of drawing, behind the prefix."""
+    patches = x.shape[1] - prefix
+    kept = int(patches * (1.0 - self.drop_patches))
+    if not kept:
+      raise ValueError(
+        f"model.image.drop_patches={self.drop_patches} leaves none of {patches}"
+        " patches."
+      )
+    noise = jax.random.uniform(self.make_rng("mask"), (x.shape[0], patches))
+    return keep_patches(x, noise, kept, prefix=prefix)
+
   def pooled(self, tokens: tokens_lib.Tokens) -> jax.Array:
     """[B, L, D] -> [B, D]."""
     if tokens.pooled is not None:
@@ -158,6 +186,24 @@ class Encoder(nn.Module):
     if self.pool == "map":
       return self.pooler(tokens.x, tokens.mask)
     return pool_lib.pool(tokens.x, tokens.mask, self.pool)
+
+
+def keep_patches(
+  x: jax.Array, noise: jax.Array, kept: int, *, prefix: int
+) -> jax.Array:
+  """The `kept` patches of least noise of each image: [B, prefix + kept, D].
+
+  facebookresearch/flip models_vit.py `random_masking`, as MAE's: positions are already
+  added, and the tokens before the patches stay.
+
+  Args:
+    x: [B, prefix + P, D]. noise: float [B, P].
+    kept: at most P.
+    prefix: tokens before the patches (1: a class token).
+  """
+  order = jnp.argsort(noise, axis=1)[:, :kept]
+  patches = jnp.take_along_axis(x[:, prefix:], order[:, :, None], axis=1)
+  return jnp.concatenate([x[:, :prefix], patches], axis=1)
 
 
 def patchify(image: jax.Array, patch: int) -> jax.Array:

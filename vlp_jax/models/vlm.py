@@ -39,6 +39,8 @@ class VLM(nn.Module):
     scale: the parameter behind the temperature: "temp" is the temperature itself
       (ALBEF), "log_scale" the logarithm of its inverse (CLIP). `optim.bounds` clamps.
     temperature: its first value.
+    project: towers whose pooled vector has a linear map into the space; the others are
+      of its width. project_bias: whether the maps have a bias.
     image_mean, image_std: of uint8 images divided by 255, per channel.
     backend, dtype, remat, unroll: of the towers that do not name their own (`build`).
   """
@@ -50,6 +52,7 @@ class VLM(nn.Module):
   embed_dim: int | None = 256
   scale: Literal["temp", "log_scale"] = "temp"
   temperature: float = 0.07
+  project: tuple[Literal["image", "text"], ...] = ("image", "text")
   project_bias: bool = True
   image_mean: tuple[float, ...] = CLIP_MEAN
   image_std: tuple[float, ...] = CLIP_STD
@@ -62,18 +65,26 @@ class VLM(nn.Module):
     if self.embed_dim is None:
       return
 
-    def project(width, name):
+    def project(width, tower):
+      if tower not in self.project:
+        if width != self.embed_dim:
+          raise ValueError(
+            f"model.{tower} of width {width} has no projection to"
+            f" model.embed_dim={self.embed_dim}: make them equal, or name it in"
+            f" model.project, which is {tuple(self.project)}."
+          )
+        return lambda x: x
       return linear.Linear(
         "BD,DE->BE",
         (width, self.embed_dim),
         ("embed", "proj"),
         bias=self.project_bias,
         init_std=None,
-        name=name,
+        name=f"{tower}_proj",
       )
 
-    self.image_project = project(self.image.width, "image_proj")
-    self.text_project = project(self.text.width, "text_proj")
+    self.image_project = project(self.image.width, "image")
+    self.text_project = project(self.text.width, "text")
     first = self.temperature
     if self.scale == "log_scale":
       first = -jnp.log(first)

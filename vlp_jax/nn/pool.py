@@ -74,6 +74,7 @@ class MapPool(nn.Module):
   mlp_dim: int
   norm_eps: float = 1e-6
   dtype: str = "float32"
+  act: block.Activation = "gelu"
 
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -87,7 +88,7 @@ class MapPool(nn.Module):
       self.num_heads, init_std=None, dtype=self.dtype, name="attn"
     )(probe, x, keys)
     z = linear.LayerNorm(self.norm_eps, self.dtype, name="norm")(y)
-    mlp = block.Mlp(self.mlp_dim, init_std=None, dtype=self.dtype, name="mlp")
+    mlp = block.Mlp(self.mlp_dim, self.act, init_std=None, dtype=self.dtype, name="mlp")
     return (y + mlp(z))[:, 0]
 
 

@@ -25,7 +25,9 @@ class Objective(nn.Module):
   are the teacher's and, behind them, the queue of its earlier ones.
 
   Attributes:
-    loss: "softmax" (InfoNCE, both ways, averaged) or "sigmoid".
+    loss: "softmax" (InfoNCE, both ways, averaged) or "sigmoid" (SigLIP), which has a
+      learned bias.
+    bias: its first value.
     queue: Q, earlier embeddings kept; wants a teacher, and Q >= the batch.
     distill: alpha, share of the teacher's softmax in the targets; wants a teacher.
     distill_ramp: alpha grows linearly from 0 over this many steps (a Duration).
@@ -34,6 +36,7 @@ class Objective(nn.Module):
   """
 
   loss: Literal["softmax", "sigmoid"] = "softmax"
+  bias: float = -10.0
   queue: int = 0
   distill: float = 0.0
   distill_ramp: schedule.Duration = 0
@@ -64,7 +67,7 @@ class Objective(nn.Module):
       "temperature": reduce.Mean(1.0 / scale, jnp.float32(1.0)),
     }
     if self.loss == "sigmoid":
-      bias = self.param("bias", axes.boxed(nn.initializers.constant(-10.0)), ())
+      bias = self.param("bias", axes.boxed(nn.initializers.constant(self.bias)), ())
       positive = ids[:, None] == id_all[None, :]
       losses = contrastive.sigmoid(i2t_BC + bias, positive)
       return reduce.Mean.of(losses), hits

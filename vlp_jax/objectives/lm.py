@@ -55,6 +55,11 @@ class Objective(nn.Module):
   def setup(self):
     if self.prompt < 1:
       raise ValueError(f"objectives.lm.prompt={self.prompt}: want 1 ([CLS]) or more.")
+    if self.parallel and self.vocab.mask is None:
+      raise ValueError(
+        f"objectives.lm.parallel={self.parallel} hides words, but this tokenizer's"
+        " vocabulary has no piece that masks: set it to 0, or use wordpiece."
+      )
     width, words = self.width, self.vocab.size
     if self.transform:
       self.dense = linear.Linear(

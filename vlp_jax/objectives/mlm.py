@@ -49,6 +49,11 @@ class Objective(nn.Module):
   tied: bool = True
 
   def setup(self):
+    if self.vocab.mask is None:
+      raise ValueError(
+        "objectives.mlm: this tokenizer's vocabulary has no piece that masks: use one"
+        " of BERT's (wordpiece) or train one (sentencepiece)."
+      )
     width = self.width
     self.dense = linear.Linear(
       "BLD,DE->BLE", (width, width), ("embed", "proj"), init_std=self.init_std

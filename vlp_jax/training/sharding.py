@@ -152,6 +152,8 @@ def shardings(boxed: Any, mesh: jax.sharding.Mesh, sharding: Sharding) -> Any:
   table = sharding.table()
 
   def place(spec, shape):
+    if not jax.tree.leaves(shape):
+      return shape  # The optimiser keeps nothing of a frozen parameter.
     if len(spec) != len(shape.shape):
       # Adafactor's moments are boxed as their parameter, but lack some of its axes.
       spec = PartitionSpec()

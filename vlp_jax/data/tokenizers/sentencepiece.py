@@ -35,14 +35,19 @@ class Tokenizer:
     length: of a row of ids.
     lower: lower-cases the text first, whatever the model's own normalisation does.
     sep: ends a row with [SEP].
+    rows: "bert" is [CLS] pieces [SEP] [PAD]…; "siglip" is pieces </s> </s>…, of the
+      model's own pieces alone (big_vision's tokenize(eos="sticky", pad_value=1)).
   """
 
   path: str
   length: int
   lower: bool = True
   sep: bool = True
+  rows: Literal["bert", "siglip"] = "bert"
 
   def __post_init__(self):
+    if self.rows == "siglip" and not self.sep:
+      raise ValueError('tokenizer: rows="siglip" ends with </s>: leave sep=True.')
     vocab_lib.check_length(self.length, sep=self.sep)
     _ = self.vocab  # a wrong file is told now, not at the first batch
 
@@ -89,6 +94,14 @@ class Tokenizer:
       and i != model.unk_id()
       and not _stands_for_no_text(model, i)
     )
+    if self.rows == "siglip":
+      if ids["sep"] >= own:
+        raise ValueError(
+          f"tokenizer.path={self.path!r} has no piece </s>, which ends and fills the"
+          ' rows of rows="siglip".'
+        )
+      end = ids["sep"]
+      size, ids = own, dict(pad=end, cls=end, sep=end, mask=None)
     return vocab_lib.Vocab(
       size=size, unk=model.unk_id(), continuation=continuation, **ids
     )
@@ -99,7 +112,9 @@ class Tokenizer:
       texts = [text.lower() for text in texts]
     # One thread: a batch of captions is done before others would have started.
     rows = self._model.encode(list(texts), out_type=int, num_threads=1)
-    return vocab_lib.pack(rows, self.vocab, length=self.length, sep=self.sep)
+    return vocab_lib.pack(
+      rows, self.vocab, length=self.length, sep=self.sep, cls=self.rows == "bert"
+    )
 
   def decode(self, ids: np.ndarray) -> str:
     """The text of one row of ids, without special pieces."""
@@ -110,6 +125,7 @@ class Tokenizer:
     """The piece of every id of one row, special ones as [PAD], [CLS], [SEP], [MASK]."""
     vocab = self.vocab
     names = {getattr(vocab, name): f"[{name.upper()}]" for name in NAMES}
+    names = {i: name for i, name in names.items() if i is not None}
     names[vocab.unk] = "[UNK]"
     return [names.get(i) or self._model.id_to_piece(i) for i in map(int, ids)]
 

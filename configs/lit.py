@@ -1,0 +1,40 @@
+"""LiT (Zhai et al. 2022, arXiv:2111.07991): a text tower for a locked image tower.
+
+  python -m vlp_jax.train --config=configs/lit.py --workdir=runs/lit \
+    --config.data.source.path=pairs.jsonl
+
+The image tower is not trained and has no projection: it wants `--config.init`. ViT-B/16
+and BERT-base, or `:L16` with BERT-large. README_lit.md of big_vision: zero-shot
+ImageNet 73.9 (B16B_2, 60,000 steps) and 75.7 (L16L); COCO image retrieval R@1 31.8 and
+31.2, text 51.5 and 48.5. `:tiny`: seconds on a CPU, on an untrained image tower.
+Recalled, not read again: batch, steps, lr and decay of section 5. Departure: AdamW
+where the paper has Adafactor with momentum; warm-up of big_vision's siglip_lit_coco.py.
+"""
+
+from configs import parts
+
+
+def get_config(arg=""):
+  tiny, large = arg == "tiny", arg == "L16"
+  name, res, batch = ("tiny", 32, 16) if tiny else ("L" if large else "B", 224, 16_384)
+  c = parts.base(seed=0, batch_size=batch, total="8 steps" if tiny else "55000 steps")
+  c.tokenizer = dict(type="wordpiece", path="bert-base-uncased", length=16)
+  image = parts.size(name, type="vit", patch=16, res=res)
+  c.model = dict(
+    image=image,
+    text=parts.size(name, type="text", length=512),
+    embed_dim=image["width"],
+    project=("text",),
+    scale="log_scale",
+    temperature=0.1,
+    image_mean=(0.5, 0.5, 0.5),
+    image_std=(0.5, 0.5, 0.5),
+  )
+  c.objectives = dict(itc=dict(targets="pair"))
+  c.data = dict(source=dict(type="table", path="data/pairs.jsonl"))
+  c.data.pp = f"decode|resize({res})"
+  c.optim = dict(lr=1e-3, weight_decay=1e-4, clip_norm=1.0, bounds=())
+  c.optim.undecayed = r"(?<!/kernel)$"  # big_vision decays kernels alone
+  c.optim.multipliers = (("^model/image/", 0.0),)
+  c.optim.warmup = "1 step" if tiny else "3%"
+  return parts.on_scenes(c, res) if tiny else c
