@@ -3,6 +3,8 @@
   python -m vlp_jax.train --config=configs/albef.py --workdir=runs/albef \
     --config.data.source.path=pairs.jsonl
 
+It starts from DeiT-B (a file, see configs/parts.py) and BERT-base; from nothing with
+--config.init=None.
 Paper: 30 epochs of 4 M or 14 M pairs on 8 A100. Numbers: salesforce/ALBEF
 configs/Pretrain.yaml and Pretrain.py. `:tiny` is the same method in seconds on a CPU.
 """
@@ -34,6 +36,7 @@ def get_config(arg=""):
     mlm=dict(rate=0.15, **alpha),
   )
   c.ema_decay = 0.995
+  c.init = None if tiny else parts.DEIT_AND_BERT
   words = f"decode|random_resized_crop({res}, min_area=0.2)|flip|randaugment(2, 7)"
   c.data = dict(source=dict(type="table", path="data/pairs.jsonl"))
   c.data.pp = f"{words}|clean(30)"

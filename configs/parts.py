@@ -15,6 +15,17 @@ SIZES = {
   "H": (1280, 32, 16, 5120),
 }
 
+# What ALBEF's official pretraining starts from: models/model_pretrain.py init_deit, and
+# Pretrain.py --text_encoder. The file is timm's, the name is of Hugging Face's hub.
+DEIT_AND_BERT = dict(
+  image=dict(type="timm_vit", path="deit_base_patch16_224-b5f2ef4d.pth", key="model"),
+  text=dict(
+    type="hf_bert",
+    path="bert-base-uncased",
+    into=dict(text="model/text", fusion="model/fusion", mlm="objectives_mlm"),
+  ),
+)
+
 
 def base(**fields):
   """A config with the given fields and nothing else: defaults live in the code."""
@@ -66,3 +77,13 @@ def albef_task(task, *, tiny, batch, epochs, length, lr=2e-5, warmup="100 steps"
   c.optim.update(undecayed=r"(^|/)(bias|scale)$", warmup_lr=1e-5)
   c.optim.warmup = "1 step" if tiny else warmup
   return c
+
+
+def tables(type, *, pp="decode|resize(384)|clean(30)", **files):
+  """Evaluations after every epoch, of tables in data/ that are as the training one."""
+  return {
+    name: dict(
+      type=type, every="1 epoch", data=dict(source=dict(path=f"data/{file}"), pp=pp)
+    )
+    for name, file in files.items()
+  }

@@ -33,10 +33,10 @@ def test_there_are_cards():
 
 def test_what_is_not_as_the_card_says_is_told():
   card, config = load("albef")
-  config.optim.lr = 2e-4
-  config.tokenizer.sep = 0
-  config.optim.clip_norm = 1.0
-  config.model.image.norm_eps = 1e-5
+  config = config.to_dict()
+  config["optim"] |= dict(lr=2e-4, clip_norm=1.0)
+  config["tokenizer"]["sep"] = 0
+  config["model"]["image"]["norm_eps"] = 1e-5
   assert card_lib.check(card, config) == [
     "  tokenizer.sep: the config has 0, the card False",
     "  model.image.norm_eps: the config has 1e-05, the card 1e-06",
@@ -74,7 +74,7 @@ def test_the_printed_card(capsys, monkeypatch):
   card_lib.main(["albef"])
   text = capsys.readouterr().out
   for line in (
-    "model.image         85,844,736",
+    f"  {'model.image':<16}    85,844,736",
     "optim.lr = 0.0001\n      code: configs/Pretrain.yaml optimizer.lr",
     "Departures from the official code",
     "the model fine-tuned on COCO",

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 
 from tests.interop import test_reader
+from vlp_jax import build
 from vlp_jax import cli
+from vlp_jax import config as config_lib
 from vlp_jax import convert
 from vlp_jax.interop import albef
 from vlp_jax.interop import formats
@@ -23,7 +26,8 @@ from vlp_jax.ops import tree as tree_lib
 from vlp_jax.training import checkpoint
 from vlp_jax.training import step as step_lib
 
-REFERENCE = pathlib.Path(__file__).parent / "reference"
+ROOT = pathlib.Path(__file__).parent.parent
+REFERENCE = ROOT / "tests" / "reference"
 HEADS = ("num_heads_image=4", "num_heads_text=4")
 # Where an example is -> its format, and what its `load` must be told.
 EXAMPLES = {
@@ -145,7 +149,7 @@ def test_no_container_runs_code(tmp_path, capsys, suffix):
 
 
 def test_every_format_is_found_and_named():
-  assert {"albef", "albef_tasks", "hf_bert", "hf_vit", "timm_vit"} <= set(
+  assert {"albef", "albef_tasks", "augreg", "hf_bert", "hf_vit", "timm_vit"} <= set(
     formats.names()
   )
   assert "native" not in formats.names() and "reader" not in formats.names()
@@ -186,3 +190,50 @@ def test_a_run_is_written_in_the_official_layout(tmp_path):
   assert got.keys() == want.keys()
   for key, x in want.items():
     assert got[key].dtype == x.dtype and got[key].tobytes() == x.tobytes(), key
+
+
+def test_a_tower_of_a_run_is_written_for_transformers(tmp_path):
+  given = config_lib.load(str(ROOT / "configs" / "albef.py") + ":tiny")
+  given.tokenizer.path = str(REFERENCE / "tokenizers" / "albef_vocab.txt")
+  config = config_lib.run(given)
+  words = build.tokenizer(config.tokenizer, None, tmp_path)
+  clock = build.clock(config, 100)
+  made = build.pretrainer(config, vocab=words.vocab, length=16, time=clock)
+  shapes = step_lib.abstract_params(made, build.batch_spec(2, 32, 16))
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
+  state = dict(params=params, step=np.int32(1))
+  checkpoints = checkpoint.Checkpoints(tmp_path / "run" / "checkpoints")
+  checkpoints.save(1, jax.tree.map(jnp.asarray, state), {}, {})
+  checkpoints.finish()
+  (tmp_path / "run" / cli.CONFIG_FILE).write_text(config_lib.to_json(given))
+  for name, tower in (("hf_vit", "image"), ("hf_bert", "text")):
+    run("--weights", tmp_path / "run", "--to", name, "--out", tmp_path / name)
+    got = formats.load(tmp_path / name).fields["params"]["model"][tower]
+    jax.tree.map(np.testing.assert_array_equal, got, params["model"][tower])
+
+
+def test_formats_of_parameters_alone(tmp_path, monkeypatch):
+  """A format whose `load` returns a tree, and whose `save` takes one."""
+  tree = {"model": {"x": np.arange(3.0)}}
+  plain = types.ModuleType("plain")
+  plain.load = lambda path, *, key=None: tree
+  written = {}
+  plain.save = lambda path, params, *, key=None: written.update(params)
+  described = {}
+  plain.describe = lambda path, params, model: described.update(model=model)
+  monkeypatch.setattr(formats, "_module", lambda name: plain)
+  loaded = formats.load(tmp_path, "plain")
+  assert loaded.fields == {"params": tree}
+  native.save(tmp_path / "ours", loaded)
+  formats.save(tmp_path / "out", native.load(tmp_path / "ours"), "plain", {"key": "a"})
+  np.testing.assert_array_equal(written["model"]["x"], tree["model"]["x"])
+  with pytest.raises(ValueError, match="plain: no option 'heads'; it has key"):
+    formats.load(tmp_path, "plain", {"heads": 3})
+  run_ = native.Checkpoint(None, dict(params=tree, ema=tree, memory={}))
+  assert formats.save(tmp_path / "out", run_, "plain") == ["ema"]
+  plain.save = plain.describe
+  with pytest.raises(ValueError, match="describes the model: --weights wants a run's"):
+    formats.save(tmp_path / "out", run_, "plain")
+  formats.save(tmp_path / "out", run_, "plain", model="it")
+  assert described == {"model": "it"} and formats.describes_model("plain")

@@ -319,7 +319,9 @@ def classify_forward(self, batch, ema, distilled):
   objective = self.objectives["classify"]
   teacher = teacher if distilled else None
   loss, _ = objective(self.model, enc, batch, teacher=teacher, train=False)
-  return loss.value(), objective.predict(self.model, enc, batch.get("image2"))
+  return loss.value(), objective.predict(
+    self.model, enc.image, enc.text, batch.get("image2")
+  )
 
 
 @pytest.fixture(scope="module", params=["ve", "nlvr"])

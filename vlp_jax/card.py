@@ -55,6 +55,10 @@ class Card:
     title, paper, code, hardware: lines. vocabulary, examples: what the data brings.
     fixtures: what the tests compare with the official code.
     values, ours, departures, disagreements, results: see configs/cards/albef.toml.
+
+  A file may say extends = "albef": it then has what that card has, but for the fields
+  that it says itself, and those that start with one of `without`. "None" stands for
+  None, which TOML lacks.
   """
 
   title: str
@@ -112,14 +116,21 @@ def read(path: pathlib.Path) -> Card:
     FileNotFoundError: there is none; names those that there are.
     ValueError: it is not of the form that `COLUMNS` says.
   """
-  if not path.is_file():
-    cards = path.parent if path.parent.is_dir() else path.parent.parent
-    there = sorted(str(f.relative_to(cards))[:-5] for f in cards.rglob("*.toml"))
-    raise FileNotFoundError(f"no card {path}: there are {', '.join(there)}.")
-  try:
-    content = tomllib.loads(path.read_text("utf-8"))
-  except (tomllib.TOMLDecodeError, UnicodeError) as error:
-    raise ValueError(f"{path}: no TOML: {error}.") from error
+  content = _content(path)
+  base = content.pop("extends", None)
+  without = tuple(f"{start}." for start in content.pop("without", ()))
+  if base is not None:
+    above = _content(_cards(path) / f"{base}.toml")
+    for name in ("values", "ours"):
+      own = {row[0] for row in (*content.get("values", ()), *content.get("ours", ()))}
+      kept = [
+        row
+        for row in above.get(name, ())
+        if row[0] not in own and not f"{row[0]}.".startswith(without)
+      ]
+      content[name] = [*content.get(name, ()), *kept]
+    keep = ("paper", "code", "hardware", *NUMBERS)
+    content = {name: above[name] for name in keep if name in above} | content
   known = {field.name for field in dataclasses.fields(Card)}
   wrong = [f"unknown {name}" for name in content if name not in known]
   wrong += [
@@ -138,6 +149,22 @@ def read(path: pathlib.Path) -> Card:
   return Card(**content | rows | lists)
 
 
+def _cards(path):
+  """The folder of all cards: `path` is in it, or in a folder of it."""
+  return next((p for p in path.parents if p.name == "cards"), path.parent)
+
+
+def _content(path):
+  if not path.is_file():
+    cards = _cards(path)
+    there = sorted(str(f.relative_to(cards))[:-5] for f in cards.rglob("*.toml"))
+    raise FileNotFoundError(f"no card {path}: there are {', '.join(there)}.")
+  try:
+    return tomllib.loads(path.read_text("utf-8"))
+  except (tomllib.TOMLDecodeError, UnicodeError) as error:
+    raise ValueError(f"{path}: no TOML: {error}.") from error
+
+
 def check(card: Card, config: Mapping[str, Any]) -> list[str]:
   """What of a config is not as its card says: one line each, none if all is."""
   said = leaves(config)
@@ -145,8 +172,9 @@ def check(card: Card, config: Mapping[str, Any]) -> list[str]:
   faults = []
   for field, value in stated.items():
     found = said[field] if field in said else default(config, field)
-    if type(found) is tuple:
+    if isinstance(found, tuple):
       found = list(found)
+    value = None if value == "None" else value
     if found != value or isinstance(found, bool) != isinstance(value, bool):
       faults.append(f"  {field}: the config has {found!r}, the card {value!r}")
   covered = {*stated, *(row[0] for row in card.ours)}
@@ -233,16 +261,19 @@ def render(card: Card, config: Mapping[str, Any], counts: Mapping[str, int]) -> 
   rows = {row[0]: row for row in card.values}
   parts = dict(
     Architecture=("model", "tokenizer"),
+    Start=("init",),
     Objectives=("objectives", "ema_decay"),
-    Data=("data", "batch_size", "total"),
+    Data=("data", "batch_size", "total", "seed"),
     Optimiser=("optim",),
+    Evaluation=("evals",),
   )
   for title, tops in parts.items():
     chosen = [row for field, row in rows.items() if field.split(".")[0] in tops]
-    lines += ["", title]
-    for field, value, source, evidence in chosen:
-      value = said.get(field, value)
-      lines += [f"  {field} = {value!r}", f"      {evidence}: {source}"]
+    shown = [
+      f"{field} = {said.get(field, value)!r}\n      {evidence}: {source}"
+      for field, value, source, evidence in chosen
+    ]
+    lines += _section(title, shown)
   own = [(field, why) for field, why in card.ours if field in said]
   lines += _section("Of our own", [f"{f} = {said[f]!r}: {why}" for f, why in own])
   lines += _section(

@@ -23,4 +23,5 @@ def get_config(arg=""):
     c.init = dict(type="albef_tasks", path="pretrain_model_nlvr.pth")
     c.init.skip = ("ta_head.*", "(vision|text)_proj.*", "temp")
     c.init.fresh = ("objectives_classify/.*",)
+    c.evals = parts.tables("classify", val="nlvr_dev.json", test="nlvr_test.json")
   return c

@@ -16,4 +16,6 @@ def get_config(arg=""):
   c.objectives = dict(classify=dict(classes=3, distill=0.4))
   c.data.source.suffix = ".jpg"
   c.data.source.classes = ("contradiction", "neutral", "entailment")
+  if arg != "tiny":
+    c.evals = parts.tables("classify", val="ve_dev.json", test="ve_test.json")
   return c

@@ -20,6 +20,8 @@ import pytest
 from tests import test_parity_albef
 from tests import tiny
 from tests.interop import test_reader
+from vlp_jax import config as config_lib
+from vlp_jax.interop import augreg
 from vlp_jax.interop import hf
 from vlp_jax.interop import hf_bert
 from vlp_jax.interop import hf_vit
@@ -34,7 +36,8 @@ from vlp_jax.nn import block
 from vlp_jax.ops import posembed
 from vlp_jax.ops import tree as tree_lib
 
-REFERENCE = pathlib.Path(__file__).parents[1] / "reference" / "hf"
+ROOT = pathlib.Path(__file__).parents[2]
+REFERENCE = ROOT / "tests" / "reference" / "hf"
 FORMATS = dict(bert=hf_bert, bert_mlm=hf_bert, roberta=hf_bert, vit=hf_vit)
 VOCAB = tiny.Vocab(size=160)
 close = test_parity_albef.close
@@ -209,9 +212,9 @@ def test_all_tensors_that_do_not_fit_are_listed(tmp_path):
     ("bert", dict(model_type="gpt2"), "model_type='gpt2': want bert or roberta"),
     ("bert", dict(hidden_act="mish"), "hidden_act='mish': there are"),
     ("bert", dict(is_decoder=True), "is_decoder=True (want False)"),
-    ("bert", dict(intermediate_size=65), "mlp_dim=65, but the file has 64"),
+    ("bert", dict(intermediate_size=65), "mlp_dim=65, there it is 64"),
     ("bert", dict(num_hidden_layers=3), "encoder.layer.2.attention"),
-    ("vit", dict(image_size=64), "res=64, but the file has 32"),
+    ("vit", dict(image_size=64), "res=64, there it is 32"),
     ("vit", dict(num_channels=1), "num_channels=1 (want 3)"),
   ],
 )
@@ -308,8 +311,8 @@ def test_a_tower_of_another_kind_is_refused_field_by_field():
     initial.load(parts(), shapes(model), model=model)
   for tower in ("model.text", "model.fusion"):
     if tower in str(error.value):
-      assert f"{tower}.act='relu', but the file has 'gelu'" in str(error.value)
-      assert f"{tower}.norm_eps=1e-06, but the file has 1e-12" in str(error.value)
+      assert f"{tower}.act='relu', there it is 'gelu'" in str(error.value)
+      assert f"{tower}.norm_eps=1e-06, there it is 1e-12" in str(error.value)
   assert "model.text" in str(error.value)
 
 
@@ -355,6 +358,75 @@ def test_timm_files_come_and_go(tmp_path):
   jax.tree.map(
     np.testing.assert_array_equal, got["model"]["image"], image["model"]["image"]
   )
+
+
+def test_what_the_albef_config_starts_from(tmp_path):
+  """Its parts fit the tree that it makes: here with small files in their places."""
+  spec = config_lib.run(config_lib.load(str(ROOT / "configs" / "albef.py"))).init
+  with pytest.raises(FileNotFoundError, match=r"it is https://dl.fbaipublicfiles.com"):
+    initial.load(spec, shapes(albef_of()))
+  image = {"model": {"image": hf_vit.load(REFERENCE / "vit").params["model"]["image"]}}
+  path = tmp_path / "deit.pth"
+  timm_vit.save(path, timm_vit.Checkpoint(image), key="model")
+  spec["image"]["path"], spec["text"]["path"] = str(path), str(REFERENCE / "bert_mlm")
+  got = tree_lib.flatten(initial.load(spec, shapes(albef_of())))
+  fresh = [k for k, x in got.items() if isinstance(x, jax.ShapeDtypeStruct)]
+  names = ("/cross/", "/norm_cross/", "_proj/", "/temp")
+  assert fresh and all(any(name in k for name in names) for k in fresh)
+
+
+def test_augreg_files_come_and_go(tmp_path):
+  """vit_jax's .npz: kernels that are laid out as ours, patches as [p, q, 3, W]."""
+  image = hf_vit.load(REFERENCE / "vit").params["model"]["image"]
+  head = dict(kernel=np.ones((32, 5), np.float32), bias=np.zeros(5, np.float32))
+  params = {"model": {"image": image}, "classifier": head}
+  path = tmp_path / "B_8.npz"
+  augreg.save(path, augreg.Checkpoint(params))
+  theirs = reader.load(path)
+  patch = hf.read(REFERENCE / "vit").tensors
+  patch = patch["embeddings.patch_embeddings.projection.weight"]
+  np.testing.assert_array_equal(theirs["embedding/kernel"], patch.transpose(2, 3, 1, 0))
+  block = "Transformer/encoderblock_1/MultiHeadDotProductAttention_1"
+  assert theirs[f"{block}/query/kernel"].shape == (32, 4, 8)
+  assert theirs[f"{block}/out/kernel"].shape == (4, 8, 32)
+  jax.tree.map(np.testing.assert_array_equal, augreg.load(path).params, params)
+  got = initial.load(dict(type="augreg", path=str(path)), shapes(albef_of(res=32)))
+  jax.tree.map(np.testing.assert_array_equal, got["model"]["image"], image)
+
+
+# --- Towers of a trained model --------------------------------------------------------
+
+
+def test_towers_of_a_model_are_written(tmp_path):
+  model = albef_of()
+  vit_params = hf_vit.load(REFERENCE / "vit").params
+  params = initial.load(parts(), shapes(model), model=model)
+  hf_vit.save(tmp_path / "vit", hf_vit.of_model(model, params))
+  again = hf_vit.load(tmp_path / "vit")
+  assert again.fields == hf_vit.load(REFERENCE / "vit").fields
+  jax.tree.map(
+    np.testing.assert_array_equal, again.params["model"], vit_params["model"]
+  )
+  hf_bert.save(tmp_path / "bert", hf_bert.of_model(model, params))
+  again = hf_bert.load(tmp_path / "bert")
+  want = hf_bert.load(REFERENCE / "bert_mlm").fields
+  assert again.fields == want | dict(depth=1)
+  text_params = again.params["model"]["text"]
+  jax.tree.map(np.testing.assert_array_equal, text_params, params["model"]["text"])
+  with pytest.raises(ValueError, match=r"norm_eps=1e-12, there it is 1e-06"):
+    timm_vit.of_model(model, params)
+  plain = model.clone(image=model.image.clone(norm_eps=1e-6))
+  for module in (timm_vit, augreg):
+    image = module.of_model(plain, params).params["model"]["image"]
+    jax.tree.map(np.testing.assert_array_equal, image, vit_params["model"]["image"])
+  odd = albef_of().clone(image=vit.Encoder(**again_fields(model), norm_pre=True))
+  with pytest.raises(ValueError, match=r"model.image.norm_pre=True, there it is False"):
+    hf_vit.of_model(odd, params)
+
+
+def again_fields(model):
+  names = ("width", "depth", "num_heads", "mlp_dim", "patch", "res")
+  return {name: getattr(model.image, name) for name in names}
 
 
 # --- Names of the hub -----------------------------------------------------------------

@@ -106,7 +106,7 @@ def check(
     ValueError: one that lists all fields that differ.
   """
   wrong = [
-    f"  {model}.{name}={wanted[name]!r}, but the file has {found[name]!r}"
+    f"  {model}.{name}={wanted[name]!r}, there it is {found[name]!r}"
     for name in wanted
     if name in found and not _equal(found[name], wanted[name])
   ]
@@ -122,6 +122,12 @@ def activation(config: Mapping[str, Any], what: str) -> str:
       f"{what}: hidden_act={name!r}: there are {', '.join(sorted(ACTIVATIONS))}."
     )
   return ACTIVATIONS[name]
+
+
+def their_activation(name: str) -> str:
+  """transformers' name of one of our activations."""
+  names = {"gelu_tanh": "gelu_pytorch_tanh"}
+  return names.get(name, name)
 
 
 def require(config: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:

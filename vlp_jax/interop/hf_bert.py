@@ -73,6 +73,43 @@ def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
   hf.write(path, checkpoint.config, written)
 
 
+def of_model(model: Any, params: Mapping[str, Any]) -> Checkpoint:
+  """The text tower of a trained model, as a BertModel or RobertaModel without pooler.
+
+  Args:
+    model: the VLM. params: its pretrainer's, arrays without boxes.
+
+  Raises:
+    ValueError: the tower is of another kind; lists the fields.
+  """
+  text = model.text
+  kind = "roberta" if text.first_position else "bert"
+  hf.check(
+    dict(norm="post", attention="bidirectional", types=max(1, text.types)),
+    dict(norm=text.norm, attention=text.attention, types=text.types),
+    what=f"{kind} of transformers",
+    model="model.text",
+  )
+  config = dict(
+    architectures=["RobertaModel" if kind == "roberta" else "BertModel"],
+    model_type=kind,
+    hidden_size=text.width,
+    num_hidden_layers=text.depth,
+    num_attention_heads=text.num_heads,
+    intermediate_size=text.mlp_dim,
+    max_position_embeddings=text.length,
+    type_vocab_size=text.types,
+    vocab_size=text.vocab.size,
+    pad_token_id=text.first_position - 1 if text.first_position else text.vocab.pad,
+    layer_norm_eps=text.norm_eps,
+    hidden_act=hf.their_activation(text.act),
+    hidden_dropout_prob=text.dropout,
+    attention_probs_dropout_prob=text.dropout_attention,
+  )
+  tower = {"model": {"text": params["model"]["text"]}}
+  return Checkpoint(tower, fields_of(config, "the model"), config)
+
+
 def init(
   abstract_params: Mapping[str, Any],
   *,
@@ -266,4 +303,5 @@ def _check_shapes(params, fields, what):
     length=shape("position/embedding")[0],
     types=shape("type/embedding")[0],
   )
-  hf.check(found, {k: fields[k] for k in found}, what=what, model="config.json")
+  said = {name: fields[name] for name in found}
+  hf.check(found, said, what=f"{what} (its tensors)", model="config.json")

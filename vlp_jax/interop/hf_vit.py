@@ -71,6 +71,50 @@ def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
   hf.write(path, checkpoint.config, tensors)
 
 
+def of_model(model: Any, params: Mapping[str, Any]) -> Checkpoint:
+  """The image tower of a trained model, as a ViTModel without pooler.
+
+  Args:
+    model: the VLM. params: its pretrainer's, arrays without boxes.
+
+  Raises:
+    ValueError: the tower is of another kind; lists the fields.
+  """
+  tower, image = tower_of(model, params), model.image
+  config = dict(
+    architectures=["ViTModel"],
+    model_type="vit",
+    hidden_size=image.width,
+    num_hidden_layers=image.depth,
+    num_attention_heads=image.num_heads,
+    intermediate_size=image.mlp_dim,
+    patch_size=image.patch,
+    image_size=image.res,
+    num_channels=3,
+    qkv_bias=True,
+    layer_norm_eps=image.norm_eps,
+    hidden_act=hf.their_activation(image.act),
+    hidden_dropout_prob=image.dropout,
+    attention_probs_dropout_prob=image.dropout_attention,
+  )
+  return Checkpoint(tower, fields_of(config, "the model"), config)
+
+
+def tower_of(
+  model: Any, params: Mapping[str, Any], what: str = "a ViT of others", **wanted: Any
+) -> dict[str, Any]:
+  """The image tower's parameters, if it is a plain ViT and has the `wanted` fields.
+
+  Raises:
+    ValueError: it is of another kind; lists the fields.
+  """
+  plain = dict(class_token=True, posemb="learned", norm="pre", norm_pre=False)
+  wanted = plain | wanted
+  own = {name: getattr(model.image, name) for name in wanted}
+  hf.check(wanted, own, what=what, model="model.image")
+  return {"model": {"image": params["model"]["image"]}}
+
+
 def init(
   abstract_params: Mapping[str, Any],
   *,
@@ -189,4 +233,5 @@ def _check_shapes(params, fields, what):
     mlp_dim=image["blocks/mlp/up/kernel"].shape[2],
     res=round((image["posemb"].shape[0] - 1) ** 0.5) * fields["patch"],
   )
-  hf.check(found, {k: fields[k] for k in found}, what=what, model="config.json")
+  said = {name: fields[name] for name in found}
+  hf.check(found, said, what=f"{what} (its tensors)", model="config.json")

@@ -7,8 +7,10 @@ classifier that the file has is kept beside the tower: "classifier".
 from collections.abc import Mapping, Sequence
 import dataclasses
 import os
+import pathlib
 from typing import Any
 
+from vlp_jax.interop import hf_vit
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
@@ -18,6 +20,10 @@ from vlp_jax.ops import tree as tree_lib
 
 SIGNATURE = (r"patch_embed\.proj\.weight", r"blocks\.0\.attn\.qkv\.weight", "pos_embed")
 HEAD = r"head\..*"
+# Where files that configs name are, for who lacks them.
+SOURCES = {
+  "deit_base_patch16_224-b5f2ef4d.pth": "https://dl.fbaipublicfiles.com/deit/",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +65,16 @@ def save(
   reader.save(path, tensors, key=key)
 
 
+def of_model(model: Any, params: Mapping[str, Any]) -> Checkpoint:
+  """The image tower of a trained model; no file says its activation and epsilon.
+
+  Raises:
+    ValueError: the tower is of another kind; lists the fields.
+  """
+  told = dict(act="gelu", norm_eps=1e-6)
+  return Checkpoint(hf_vit.tower_of(model, params, "timm's ViT", **told))
+
+
 def init(
   abstract_params: Mapping[str, Any],
   *,
@@ -73,6 +89,13 @@ def init(
   The table of positions is resized to the model's grid, as ALBEF's official code does
   it. Arguments and errors are those of `hf_bert.init`; no file tells its heads.
   """
+  file = pathlib.Path(path)
+  if file.name in SOURCES and not file.exists():
+    raise FileNotFoundError(
+      f"no checkpoint file {path}: it is {SOURCES[file.name]}{file.name}; put it there,"
+      " or say its place in --config.init.image.path=…; --config.init=None starts from"
+      " nothing."
+    )
   query = tree_lib.flatten(abstract_params).get(f"{into}/blocks/attn/query/kernel")
   return rules.fill(
     abstract_params,

@@ -54,12 +54,14 @@ class Objective(nn.Module):
       )
     labels = batch["label"]
     second = batch["image2"] if self.images == 2 else None
-    logits = self._read(ask.Live(train), model, enc, second)
+    logits = self._read(ask.Live(train), model, enc.image, enc.words, second)
     logp = jax.nn.log_softmax(logits, axis=1)
     hard = -jnp.take_along_axis(logp, labels[:, None], axis=1)[:, 0]
     losses = hard
     if self.distill and teacher is not None:
-      soft = jax.nn.softmax(self._read(teacher, model, teacher.enc, second), axis=1)
+      told = teacher.enc
+      other = self._read(teacher, model, told.image, told.words, second)
+      soft = jax.nn.softmax(other, axis=1)
       alpha = schedule.ramp(enc.step, self.distill, self.distill_ramp)
       losses = (1.0 - alpha) * hard - alpha * jnp.sum(soft * logp, axis=1)
     right = jnp.argmax(logits, axis=1) == labels
@@ -68,16 +70,18 @@ class Objective(nn.Module):
       "hard": reduce.Mean.of(hard),
     }
 
-  def predict(self, model, enc, image2=None):
-    """float32 [B, C]: logits of an encoded batch, without dropout."""
-    return self._read(ask.Live(), model, enc, image2)
+  def predict(self, model, image, text, image2=None):
+    """float32 [B, C]: logits of image and text Tokens, without dropout.
 
-  def _read(self, call, model, enc, image2):
+    image2: the second image, not encoded, where there are two.
+    """
+    return self._read(ask.Live(), model, image, text, image2)
+
+  def _read(self, call, model, image, text, image2):
     """float32 [B, C], by the live modules or by the teacher."""
-    image = enc.image
     if image2 is not None:
       image = (image, call(model, "encode_image", image2))
-    return call(self, "logits", call(model, "fuse", image, enc.words).x[:, 0])
+    return call(self, "logits", call(model, "fuse", image, text).x[:, 0])
 
   def logits(self, x):
     """[B, D] of fused class tokens -> float32 [B, C]."""

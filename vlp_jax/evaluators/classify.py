@@ -1,0 +1,81 @@
+"""Accuracy of a classifier over text and image: entailment, two images.
+
+ALBEF's VE.py and NLVR.py, `evaluate`.
+"""
+
+import collections
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from vlp_jax.data import columns as columns_lib
+from vlp_jax.data import pipeline
+from vlp_jax.evaluators import placement
+
+
+@dataclasses.dataclass
+class Evaluator:
+  """Share of examples whose likeliest class is the right one; every example counts.
+
+  Attributes:
+    objective: the name of the objective in the config, of objectives/classify.py.
+  """
+
+  objective: str = "classify"
+
+  def setup(
+    self,
+    *,
+    pretrainer: Any,
+    source: Any,
+    tokenizer: Any,
+    pp: str,
+    mesh: jax.sharding.Mesh | None,
+    batch_size: int,
+  ) -> None:
+    """Binds model and data, and makes the function that is compiled once."""
+    place = placement.Placement(mesh)
+    place.check(batch_size)
+    if self.objective not in pretrainer.objectives:
+      raise ValueError(
+        f"evals (classify): objective={self.objective!r}: the run has"
+        f" {', '.join(pretrainer.objectives)}."
+      )
+    wanted = {"it": pretrainer.objectives[self.objective]}
+    columns = columns_lib.of(wanted, res=pretrainer.model.image.res)
+
+    def predict(m, batch):
+      image = m.model.encode_image(batch["image"])
+      text = m.model.words(batch["text"], batch["text_mask"])
+      objective = m.objectives[self.objective]
+      return objective.predict(m.model, image, text, batch.get("image2"))
+
+    def classes(params, batch):
+      logits = pretrainer.apply({"params": params}, batch, method=predict)
+      return logits.argmax(axis=1)
+
+    names = ("image", "text", "text_mask", "image2")
+
+    def batches():
+      found = pipeline.eval_pairs(
+        source, pp, tokenizer, batch_size=batch_size, columns=columns
+      )
+      for batch in found:
+        note = (batch["label"], batch["valid"])
+        arrays = {name: batch[name] for name in names if name in batch}
+        yield note, (place.split(arrays),)
+
+    self._place, self._batches, self._classes = place, batches, place.jit(classes)
+
+  def __call__(self, params: Any) -> dict[str, float]:
+    """Percentages: "accuracy", and "accuracy_0" … of the examples of each class."""
+    right, count = collections.Counter(), collections.Counter()
+    for (label, valid), said in self._place.run(self._classes, params, self._batches()):
+      for one, hit in zip(label[valid], (said == label)[valid], strict=True):
+        count[int(one)] += 1
+        right[int(one)] += int(hit)
+    shares = {f"accuracy_{k}": 100.0 * right[k] / count[k] for k in sorted(count)}
+    total = np.float64(sum(right.values())) / sum(count.values())
+    return {"accuracy": 100.0 * float(total)} | shares
