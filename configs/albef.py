@@ -36,8 +36,7 @@ def get_config(arg=""):
     mlm=dict(rate=0.15, **alpha),
   )
   c.ema_decay = 0.995
-  if not tiny:
-    c.init = parts.DEIT_AND_BERT
+  c.init = None if tiny else parts.DEIT_AND_BERT
   words = f"decode|random_resized_crop({res}, min_area=0.2)|flip|randaugment(2, 7)"
   c.data = dict(source=dict(type="table", path="data/pairs.jsonl"))
   c.data.pp = f"{words}|clean(30)"

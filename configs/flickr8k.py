@@ -16,24 +16,18 @@ def get_config(arg=""):
   tower = parts.size("S" if large else "tiny" if tiny else "nano", init_std=None)
   c = parts.base(seed=0, batch_size=256 if large else 64)
   c.total = "100 epochs" if large else "20 steps" if tiny else "1800 steps"
-  c.tokenizer = dict(
-    type="sentencepiece", length=length, train=dict(vocab_size=4_000, model_type="bpe")
-  )
-  # For 6,000 images: convolutions see sooner than linear patches, and norms before the
-  # layers learn faster than BERT's behind them. 40 minutes are too few to overfit.
+  pieces = dict(vocab_size=4_000, model_type="bpe")
+  c.tokenizer = dict(type="sentencepiece", length=length, train=pieces)
+  # Convolutions see sooner than linear patches; norms before the layers learn faster.
   drop = 0.1 if large else 0.0
   words = dict(norm="pre", dropout=drop)
   c.model = dict(
     image=dict(tower, type="vit", patch=patch, res=res, stem="conv", drop_path=drop),
     text=dict(tower, type="text", depth=2, length=length, norm_pre=True, **words),
-    fusion=dict(
-      type="cross_attention", depth=2 if large else 1, init_std=None, **words
-    ),
-    embed_dim=256 if large else 128,
-    scale="log_scale",
-    dtype="bfloat16" if large else "float32",
-    unroll=6,
+    fusion=dict(type="cross_attention", depth=1 + large, init_std=None, **words),
   )
+  c.model.update(dtype="bfloat16" if large else "float32", unroll=6)
+  c.model.update(embed_dim=256 if large else 128, scale="log_scale")
   c.objectives = dict(
     itc=dict(queue=1_152, distill=0.4, distill_ramp="20%"),
     itm=dict(negatives="hard"),
@@ -46,6 +40,5 @@ def get_config(arg=""):
   c.data = dict(source=source, pp=f"decode|{crop}|clean(30)")
   c.optim = dict(lr=1e-3, warmup="5%", b2=0.98, weight_decay=0.1, clip_norm=3.0)
   c.evals = dict(test=dict(type="retrieval", rerank=16, batch_size=100, data=test))
-  c.checkpoint = dict(every="10%")
-  c.log = dict(every=10)
+  c.checkpoint, c.log = dict(every="10%"), dict(every=10)
   return c

@@ -23,8 +23,8 @@ def get_config(arg=""):
   # CLIP's last layer is left out: 11 of 12.
   clip = dict(norm_pre=True, patch_bias=False, act="quick_gelu", norm_eps=1e-5)
   image = parts.size(name, type="vit", patch=16, res=res, **clip)
-  roberta = dict(length=514, types=1, norm_eps=1e-5, first_position=2)
-  words = dict(length=512) if bert else roberta
+  words = dict(length=514, types=1, norm_eps=1e-5, first_position=2)
+  words = dict(length=512) if bert else words
   c.model = dict(
     image=image | dict(depth=image["depth"] - 1),
     text=parts.size(name, type="text", **drop, **words),
@@ -35,9 +35,8 @@ def get_config(arg=""):
     itm=dict(negatives="random", exclude="pair", layout="half"),
     mlm=dict(rate=0.15, whole_word=bert, tied=False),
   )
-  kind, path = (
-    ("wordpiece", "bert-base-uncased") if bert else ("byte_level", "roberta-base")
-  )
+  kind = "wordpiece" if bert else "byte_level"
+  path = "bert-base-uncased" if bert else "roberta-base"
   c.tokenizer = dict(type=kind, path=path, length=50)
   c.data = dict(source=dict(type="table", path="data/pairs.jsonl"))
   c.data.pp = f"decode|resize_shorter({res})|center_crop({res})"

@@ -9,13 +9,13 @@ from configs import parts
 def get_config(arg=""):
   tiny = arg == "tiny"
   width = dict(width=128, num_heads=4, mlp_dim=512, init_std=None)
-  c = parts.base(seed=0, batch_size=64, total="20 steps" if tiny else "800 steps")
+  c = parts.base(seed=0, batch_size=64, total="20 steps" if tiny else "950 steps")
   c.tokenizer = dict(
     type="sentencepiece", length=16, train=dict(vocab_size=256, model_type="bpe")
   )
   c.model = dict(
     image=dict(type="vit", patch=12, res=48, depth=3, stem="conv", **width),
-    text=dict(type="text", depth=1, norm="pre", norm_pre=True, **width),
+    text=dict(type="text", depth=1, norm="pre", **width),
     fusion=dict(type="cross_attention", depth=2, norm="pre", init_std=None),
     embed_dim=64,
     scale="log_scale",

@@ -16,7 +16,6 @@ from vlp_jax import build
 from vlp_jax import cli
 from vlp_jax import config as config_lib
 from vlp_jax import convert
-from vlp_jax.data import vocab as vocab_lib
 from vlp_jax.interop import albef
 from vlp_jax.interop import formats
 from vlp_jax.interop import hf
@@ -217,10 +216,11 @@ def test_a_run_is_written_in_the_official_layout(tmp_path):
 
 def test_a_tower_of_a_run_is_written_for_transformers(tmp_path):
   given = config_lib.load(str(ROOT / "configs" / "albef.py") + ":tiny")
+  given.tokenizer.path = str(REFERENCE / "tokenizers" / "albef_vocab.txt")
   config = config_lib.run(given)
-  vocab = vocab_lib.Vocab(size=50, pad=0, unk=1, cls=2, sep=3, mask=4)
+  words = build.tokenizer(config.tokenizer, None, tmp_path)
   clock = build.clock(config, 100)
-  made = build.pretrainer(config, vocab=vocab, length=16, time=clock)
+  made = build.pretrainer(config, vocab=words.vocab, length=16, time=clock)
   shapes = step_lib.abstract_params(made, build.batch_spec(2, 32, 16))
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
@@ -242,6 +242,8 @@ def test_formats_of_parameters_alone(tmp_path, monkeypatch):
   plain.load = lambda path, *, key=None: tree
   written = {}
   plain.save = lambda path, params, *, key=None: written.update(params)
+  described = {}
+  plain.describe = lambda path, params, model: described.update(model=model)
   monkeypatch.setattr(formats, "_module", lambda name: plain)
   loaded = formats.load(tmp_path, "plain")
   assert loaded.fields == {"params": tree}
@@ -250,3 +252,10 @@ def test_formats_of_parameters_alone(tmp_path, monkeypatch):
   np.testing.assert_array_equal(written["model"]["x"], tree["model"]["x"])
   with pytest.raises(ValueError, match="plain: no option 'heads'; it has key"):
     formats.load(tmp_path, "plain", {"heads": 3})
+  run_ = native.Checkpoint(None, dict(params=tree, ema=tree, memory={}))
+  assert formats.save(tmp_path / "out", run_, "plain") == ["ema"]
+  plain.save = plain.describe
+  with pytest.raises(ValueError, match="describes the model: --weights wants a run's"):
+    formats.save(tmp_path / "out", run_, "plain")
+  formats.save(tmp_path / "out", run_, "plain", model="it")
+  assert described == {"model": "it"} and formats.describes_model("plain")

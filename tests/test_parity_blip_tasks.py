@@ -258,7 +258,8 @@ def test_nlvr2():
     enc = pretrainer_lib.encode(self.model, ask.Live(), batch, jnp.int32(0))
     objective = self.objectives["classify"]
     loss, _ = objective(self.model, enc, batch)
-    return loss.value(), objective.predict(self.model, enc, batch["image2"])
+    second = batch["image2"]
+    return loss.value(), objective.predict(self.model, enc.image, enc.words, second)
 
   (loss, (logits, _)), grads = run(module, loaded("nlvr")[0], batch, forward)
   close(loss, expected["loss"])

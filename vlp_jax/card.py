@@ -261,16 +261,19 @@ def render(card: Card, config: Mapping[str, Any], counts: Mapping[str, int]) -> 
   rows = {row[0]: row for row in card.values}
   parts = dict(
     Architecture=("model", "tokenizer"),
+    Start=("init",),
     Objectives=("objectives", "ema_decay"),
-    Data=("data", "batch_size", "total"),
+    Data=("data", "batch_size", "total", "seed"),
     Optimiser=("optim",),
+    Evaluation=("evals",),
   )
   for title, tops in parts.items():
     chosen = [row for field, row in rows.items() if field.split(".")[0] in tops]
-    lines += ["", title]
-    for field, value, source, evidence in chosen:
-      value = said.get(field, value)
-      lines += [f"  {field} = {value!r}", f"      {evidence}: {source}"]
+    shown = [
+      f"{field} = {said.get(field, value)!r}\n      {evidence}: {source}"
+      for field, value, source, evidence in chosen
+    ]
+    lines += _section(title, shown)
   own = [(field, why) for field, why in card.ours if field in said]
   lines += _section("Of our own", [f"{f} = {said[f]!r}: {why}" for f, why in own])
   lines += _section(

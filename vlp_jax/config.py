@@ -371,7 +371,11 @@ PARTS = (
   _Part("data.source", "data.sources"),
   _Part("model.image", "models", "vit"),
   _Part("model.text", "models", "text", given=("vocab", "length")),
-  _Part("model.fusion", "models.fusion", given=("num_heads", "mlp_dim", "image_width")),
+  _Part(
+    "model.fusion",
+    "models.fusion",
+    given=("num_heads", "mlp_dim", "image_width", "text_width"),
+  ),
   _Part("objectives.*", "objectives", "*", ("vocab", "width"), {"weight": float}),
   _Part("evals.*", "evaluators", "*", extra=EVAL),
   _Part("evals.*.data.source", "data.sources"),

@@ -32,19 +32,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.key is not None:
       options["key"] = args.key
     target = args.to or formats.NATIVE
+    model = None
     # Options are of the format of others, which is what is read where both are.
     if (args.weights / "checkpoints").is_dir():
-      checkpoint = _of_run(args.weights, args.step, target)
+      checkpoint, model = _of_run(args.weights, args.step, target)
     elif (args.weights / native.FILE).is_file():
       checkpoint = native.load(args.weights)
     else:
       checkpoint, options = formats.load(args.weights, args.source, options), {}
-    formats.save(args.out, checkpoint, target, options)
-    trees = [
-      k for k, v in checkpoint.fields.items() if k in ("params", "ema", "memory")
-    ]
-    sizes = {k: tree.size(checkpoint.fields[k]) for k in trees if checkpoint.fields[k]}
-    told = ", ".join(f"{k} of {size:,} numbers" for k, size in sizes.items())
+    left = formats.save(args.out, checkpoint, target, options, model=model)
+    fields = checkpoint.fields
+    trees = [k for k in ("params", "ema", "memory") if fields.get(k) and k not in left]
+    told = ", ".join(f"{k} of {tree.size(fields[k]):,} numbers" for k in trees)
+    told += f" (left out: {', '.join(left)})" if left else ""
     print(f"{checkpoint.format or 'run'} -> {target}: {args.out}: {told}")
 
 
@@ -78,27 +78,25 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def _of_run(workdir, step, target):
-  """The state of a run's checkpoint, or the tower of it that the target holds."""
+  """(the state of a run's checkpoint, or the tower that the target holds; the model,
+  where the target describes it)."""
   from vlp_jax import build
   from vlp_jax import config as config_lib
-  from vlp_jax.data import vocab as vocab_lib
   from vlp_jax.interop import formats
   from vlp_jax.interop import native
   from vlp_jax.training import checkpoint
 
   state = checkpoint.Checkpoints(workdir / "checkpoints").arrays(step)
-  params = state["params"]
-  if target in formats.towers():
+  model = None
+  if target in formats.towers() or formats.describes_model(target):
     config = config_lib.run(config_lib.load(str(workdir / cli.CONFIG_FILE)))
-    # A vocabulary file may be elsewhere by now; the table of words tells its size.
-    words = params["model"]["text"]["word"]["embedding"]
-    vocab = vocab_lib.Vocab(size=len(words), pad=0, unk=1, cls=2, sep=3, mask=4)
-    length = config.tokenizer["length"]
-    model = build.model(config.model, vocab=vocab, length=length)
-    return formats.of_model(target, model, params)
-  # The averages where the run has no teacher are the parameters themselves.
-  ema, memory = state.get("ema") or params, state.get("memory") or {}
-  return native.Checkpoint(None, dict(params=params, ema=ema, memory=memory))
+    words = build.tokenizer(config.tokenizer, None, workdir)
+    model = build.model(config.model, vocab=words.vocab, length=words.length)
+  if target in formats.towers():
+    return formats.of_model(target, model, state["params"]), model
+  fields = dict(params=state["params"], ema=state.get("ema"))
+  fields["memory"] = state.get("memory") or {}
+  return native.Checkpoint(None, fields), model
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ def test_every_number_is_another_scene():
   described = [scenes.scene(number) for number in range(scenes.COUNT)]
   # "A left of B" and "B right of A" are one scene; so are they as sets of things.
   shown = {(frozenset(enumerate(s.things)), s.where) for s in described}
-  assert len(shown) == len(described) == 432 + 48 * 47 * 2
+  assert len(shown) == len(described) == 864 + 96 * 95 * 2
   assert all(len(set(s.things)) == len(s.things) for s in described)
   for wrong in (-1, scenes.COUNT):
     with pytest.raises(ValueError, match="scene"):
@@ -34,10 +34,10 @@ def test_a_caption_determines_its_scene():
 def test_words_are_those_that_depend_on_the_picture():
   caption = "there is a small red circle to the left of a large blue square"
   assert scenes.words(caption) == "small red circle left large blue square".split()
-  assert scenes.words("in the bottom right there is a small green star") == (
-    "bottom right small green star".split()
+  assert scenes.words("in the bottom right there is a small pink ring") == (
+    "bottom right small pink ring".split()
   )
-  assert len(scenes.attribute_words()) == 2 + 6 + 4 + 4 + 3
+  assert len(scenes.attribute_words()) == 2 + 8 + 6 + 4 + 3
   every = {
     word
     for number in range(0, scenes.COUNT, 7)

@@ -105,6 +105,9 @@ class Model(nn.Module):
     x = jnp.where(mask, shade[:, None], 0)[..., None].astype(jnp.float32)
     return Tokens(x, mask)
 
+  def words(self, ids, mask, encoded=None):
+    return self.encode_text(ids, mask) if encoded is None else encoded
+
   def embed_image(self, tokens):
     return self.embed(tokens.x[:, 0, 0])
 

@@ -42,7 +42,7 @@ class Model(nn.Module):
     x = image.astype(jnp.float32).reshape(len(image), 1, -1) / 255.0
     return fakes.Tokens(x)
 
-  def encode_text(self, ids, mask):
+  def words(self, ids, mask):
     return fakes.Tokens(ids[..., None].astype(jnp.float32), mask)
 
 

@@ -13,6 +13,8 @@ from vlp_jax.models.fusion import interleaved
 from vlp_jax.objectives import lm
 
 SIZES = dict(num_heads=2, mlp_dim=32, init_std=None)
+# A head without parameters.
+BARE = dict(transform=False, bias=False)
 
 
 def module(kind, **fields):
@@ -66,7 +68,7 @@ def test_loss_is_that_of_numpy():
   batch = tiny.batch(4)
   ids, mask = batch["text"], batch["text_mask"]
   scores = rng.normal(size=(4, 9, tiny.VOCAB.size))
-  objective = lm.Objective(tiny.VOCAB, 16, smoothing=0.1, prompt=3)
+  objective = lm.Objective(tiny.VOCAB, 16, smoothing=0.1, prompt=3, **BARE)
   losses, right, counted = objective.bind({}).losses(
     jnp.asarray(scores, jnp.float32), jnp.asarray(ids), jnp.asarray(mask)
   )
@@ -85,7 +87,7 @@ def test_loss_is_that_of_numpy():
 
 def test_a_hidden_text_tells_nothing():
   """In parallel every position is [MASK] and sees all, padding too."""
-  objective = lm.Objective(tiny.VOCAB, 16, parallel=0.5).bind({})
+  objective = lm.Objective(tiny.VOCAB, 16, parallel=0.5, **BARE).bind({})
   ids = jnp.asarray(tiny.batch(2)["text"])[:, :-1]
   hidden, mask, attention = objective.blank(ids, jnp.asarray([True, False]))
   assert (hidden[0] == tiny.VOCAB.mask).all() and (hidden[1] == ids[1]).all()

@@ -354,6 +354,14 @@ def test_frozen_in_a_boxed_model():
   assert jax.tree.structure(state) == jax.tree.structure(tx.init(params()))
 
 
+def test_adafactor_of_a_boxed_model_has_moments_without_names():
+  boxed = nn.LogicallyPartitioned(jnp.ones((200, 300)), ("embed", "mlp"))
+  tx, _ = make({"model": {"kernel": boxed}}, name="adafactor", bounds=())
+  state = tx.init({"model": {"kernel": boxed}})
+  assert jax.tree.structure(nn.unbox(state)) == jax.tree.structure(state)
+  assert (200,) in {x.shape for x in jax.tree.leaves(state)}
+
+
 def test_patterns_mean_the_paths_of_scanned_layers_too(albef):
   tx, _ = make(albef, multipliers=(("^model/image/", 0.0),))
   paths = list(tree.flatten(jax.eval_shape(tx.init, albef)))

@@ -25,8 +25,11 @@ def shape_mask(shape: str, diameter: int) -> np.ndarray:
   canvas = Image.new("L", (side, side))
   pen = ImageDraw.Draw(canvas)
   last = side - 1
-  if shape == "circle":
+  if shape in ("circle", "ring"):
     pen.ellipse((0, 0, last, last), fill=255)
+    if shape == "ring":
+      hole = round(side * 0.26)
+      pen.ellipse((hole, hole, last - hole, last - hole), fill=0)
   elif shape == "square":
     # A little smaller than its box, so that it looks no larger than the circle.
     edge = round(side * 0.05)
@@ -39,6 +42,10 @@ def shape_mask(shape: str, diameter: int) -> np.ndarray:
     x = side / 2 + radius * np.sin(angles)
     y = side * 0.53 - radius * np.cos(angles)
     pen.polygon(list(zip(x.tolist(), y.tolist(), strict=True)), fill=255)
+  elif shape == "cross":
+    edge = round(side * 0.33)
+    pen.rectangle((edge, 0, last - edge, last), fill=255)
+    pen.rectangle((0, edge, last, last - edge), fill=255)
   else:
     raise ValueError(f'shape="{shape}": want one of {", ".join(scenes.SHAPES)}.')
   fine_mask = np.asarray(canvas, np.float32) / 255

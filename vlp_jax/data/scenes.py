@@ -17,18 +17,20 @@ import itertools
 import numpy as np
 
 SIZES = ("small", "large")
-SHAPES = ("circle", "square", "triangle", "star")
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 # Hue in degrees, saturation, value: apart from each other and from a light background.
 COLOURS = {
   "red": (358, 0.88, 0.86),
+  "orange": (27, 0.95, 0.98),
   "yellow": (54, 0.95, 0.95),
   "green": (130, 0.75, 0.60),
   "blue": (220, 0.85, 0.90),
   "purple": (276, 0.75, 0.66),
+  "pink": (325, 0.50, 1.00),
   "black": (0, 0.00, 0.12),
 }
 # Of the picture's side: the diameter's smallest and largest share.
-DIAMETERS = {"small": (0.25, 0.29), "large": (0.40, 0.44)}
+DIAMETERS = {"small": (0.22, 0.26), "large": (0.40, 0.44)}
 # Where a single thing's centre is, as (x, y) shares of the picture's side.
 PLACES = {
   "in the top left": (0.24, 0.24),

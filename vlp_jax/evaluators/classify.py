@@ -48,7 +48,7 @@ class Evaluator:
 
     def predict(m, batch):
       image = m.model.encode_image(batch["image"])
-      text = m.model.encode_text(batch["text"], batch["text_mask"])
+      text = m.model.words(batch["text"], batch["text_mask"])
       objective = m.objectives[self.objective]
       return objective.predict(m.model, image, text, batch.get("image2"))
 

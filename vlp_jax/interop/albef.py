@@ -41,11 +41,12 @@ NO_MOMENTUM = (
 class Checkpoint:
   """What an official pretraining file holds, as trees of ours.
 
-  params: live parameters. ema: their averages, of the same tree. memory: queues.
+  params: live parameters. ema: their averages, of the same tree, or None where there is
+  no teacher. memory: queues.
   """
 
   params: dict[str, Any]
-  ema: dict[str, Any]
+  ema: dict[str, Any] | None
   memory: dict[str, Any]
 
 
@@ -96,7 +97,7 @@ def save(
   depths, sizes = _sizes(checkpoint.params)
   tree = dict(
     params=checkpoint.params,
-    ema=_with_momentum(checkpoint.ema),
+    ema=_with_momentum(averages(checkpoint)),
     memory=checkpoint.memory,
   )
   what = f"what to write to {path}"
@@ -289,6 +290,11 @@ def heads_of(
       tensors, f"{text}embeddings.LayerNorm.weight", words, "num_heads_text"
     ),
   )
+
+
+def averages(checkpoint: "Checkpoint") -> dict[str, Any]:
+  """Of a model without a teacher, the parameters themselves."""
+  return checkpoint.params if checkpoint.ema is None else checkpoint.ema
 
 
 def _with_momentum(tree):

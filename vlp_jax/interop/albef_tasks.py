@@ -93,7 +93,7 @@ def save(
   Args: as of `albef.save`.
   """
   task, depths, sizes = _sizes(checkpoint.params)
-  tree = dict(params=checkpoint.params, ema=_with_momentum(checkpoint.ema))
+  tree = dict(params=checkpoint.params, ema=_with_momentum(albef.averages(checkpoint)))
   if checkpoint.memory:
     tree["memory"] = checkpoint.memory
   table = checkpoint_rules(task=task, **depths)

@@ -30,6 +30,8 @@ from vlp_jax.interop import reader
 EXPORTS = ("\ndef init(", "\ndef load(", "\ndef save(")
 SIGNATURE = re.compile(r"^SIGNATURE = ", re.MULTILINE)
 NATIVE = "native"
+# What a checkpoint of a run may have, and a format of parameters alone leaves out.
+STATE = ("ema", "memory")
 
 
 def names() -> list[str]:
@@ -126,8 +128,19 @@ def save(
   checkpoint: native.Checkpoint,
   name: str,
   options: Mapping[str, Any] = types.MappingProxyType({}),
-) -> None:
+  *,
+  model: Any = None,
+) -> list[str]:
   """Writes what `load` gave in a format of others, or in our own.
+
+  Args:
+    path: which is not there yet.
+    checkpoint: of `load`, or of a run, whose format is None.
+    name: the format. options: arguments of its `save`.
+    model: the VLM, for formats that describe it beside the tensors.
+
+  Returns:
+    What the checkpoint has and the format has no place for: averages, queues.
 
   Raises:
     ValueError: the format has no such parts, or the trees do not fit it.
@@ -136,28 +149,41 @@ def save(
     if options:
       raise ValueError(f"{path}: our own layout has no option {next(iter(options))!r}.")
     native.save(path, checkpoint)
-    return
+    return []
   module = _module(name)
   _check(module.save, options, name)
   if pathlib.Path(path).exists():
     raise ValueError(f"{path} is there already: name another.")
-  if "params" in inspect.signature(module.save).parameters:
-    module.save(path, checkpoint.fields["params"], **options)
-    return
-  wanted = {f.name: f for f in dataclasses.fields(module.Checkpoint)}
-  fields = {k: v for k, v in checkpoint.fields.items() if k in wanted}
-  lost = [k for k, v in checkpoint.fields.items() if k not in wanted and v]
-  missing = [
-    k
-    for k, field in wanted.items()
-    if k not in fields and field.default is field.default_factory is dataclasses.MISSING
-  ]
-  if lost or missing:
+  more = dict(options)
+  if describes_model(name):
+    if model is None:
+      raise ValueError(f"--to {name} describes the model: --weights wants a run's.")
+    more["model"] = model
+  plain = "params" in inspect.signature(module.save).parameters
+  given = {k: v for k, v in checkpoint.fields.items() if k == "params"}
+  missing = [] if given else ["params"]
+  if not plain:
+    own = {field.name: field for field in dataclasses.fields(module.Checkpoint)}
+    given = {k: v for k, v in checkpoint.fields.items() if k in own}
+    missing = [k for k, field in own.items() if k not in given and _is_needed(field)]
+  left = [k for k, v in checkpoint.fields.items() if v and k not in given]
+  if missing or set(left) - set(STATE):
     raise ValueError(
       f"--to {name}: a checkpoint of {checkpoint.format or 'a run'} has"
-      f" {', '.join(checkpoint.fields)}, but {name} wants {', '.join(wanted)}."
+      f" {', '.join(checkpoint.fields)}, but {name} wants"
+      f" {', '.join([*given, *missing])}."
     )
-  module.save(path, module.Checkpoint(**fields), **options)
+  module.save(path, given["params"] if plain else module.Checkpoint(**given), **more)
+  return left
+
+
+def describes_model(name: str) -> bool:
+  """Whether a format's `save` wants the model."""
+  return name != NATIVE and "model" in inspect.signature(_module(name).save).parameters
+
+
+def _is_needed(field):
+  return field.default is field.default_factory is dataclasses.MISSING
 
 
 def _fields(loaded):
@@ -184,7 +210,7 @@ def _module(name):
 def _check(function, options, name):
   """The options are arguments of the format's function."""
   given = list(inspect.signature(function).parameters)
-  allowed = [n for n in given if n not in ("path", "checkpoint", "params")]
+  allowed = [n for n in given if n not in ("path", "checkpoint", "params", "model")]
   wrong = [n for n in options if n not in allowed]
   if wrong:
     raise ValueError(

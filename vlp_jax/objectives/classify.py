@@ -59,7 +59,8 @@ class Objective(nn.Module):
     hard = -jnp.take_along_axis(logp, labels[:, None], axis=1)[:, 0]
     losses = hard
     if self.distill and teacher is not None:
-      other = self._read(teacher, model, teacher.enc.image, teacher.enc.words, second)
+      told = teacher.enc
+      other = self._read(teacher, model, told.image, told.words, second)
       soft = jax.nn.softmax(other, axis=1)
       alpha = schedule.ramp(enc.step, self.distill, self.distill_ramp)
       losses = (1.0 - alpha) * hard - alpha * jnp.sum(soft * logp, axis=1)

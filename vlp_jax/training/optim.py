@@ -6,6 +6,7 @@ import difflib
 import re
 from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -178,7 +179,10 @@ def _moments(optim):
   if optim.name == "lion":
     return optax.scale_by_lion(b1=optim.b1, b2=optim.b2)
   if optim.name == "adafactor":
-    return optax.scale_by_factored_rms()
+    factored = optax.scale_by_factored_rms()
+    # Its moments lack axes that their parameter has, so they take no names of axes:
+    # they are whole on every device.
+    return factored._replace(init=lambda params: factored.init(nn.unbox(params)))
   return optax.trace(decay=optim.b1)
 
 

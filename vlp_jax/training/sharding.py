@@ -145,7 +145,7 @@ def shardings(boxed: Any, mesh: jax.sharding.Mesh, sharding: Sharding) -> Any:
   """A tree of NamedSharding for a tree of (boxed) shapes.
 
   A dimension that its mesh axes do not divide is replicated, and told of once.
-  Leaves without logical names are replicated, and those with other axes than named.
+  Leaves without logical names are replicated.
   """
   names = nn.get_partition_spec(boxed)
   shapes = nn.unbox(boxed)
@@ -154,9 +154,6 @@ def shardings(boxed: Any, mesh: jax.sharding.Mesh, sharding: Sharding) -> Any:
   def place(spec, shape):
     if not jax.tree.leaves(shape):
       return shape  # The optimiser keeps nothing of a frozen parameter.
-    if len(spec) != len(shape.shape):
-      # Adafactor's moments are boxed as their parameter, but lack some of its axes.
-      spec = PartitionSpec()
     axes = nn.logical_to_mesh_axes(tuple(spec), table) if spec else PartitionSpec()
     kept = []
     for i, axis in enumerate(axes):
