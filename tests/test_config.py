@@ -175,7 +175,7 @@ def test_run_has_the_defaults_and_leaves_out_what_is_none(file):
     (
       "objectives.itc.quue=3",
       "config: objectives.itc.quue: no such field of vlp_jax/objectives/itc.py"
-      r" Objective; did you mean 'queue'\? \(fields: loss, queue",
+      r" Objective; did you mean 'queue'\? \(fields: loss, bias, queue",
     ),
     (
       "objectives.itc.queue=abc",

@@ -11,6 +11,14 @@ import pytest
 from vlp_jax.training import preemption
 
 
+@pytest.fixture(autouse=True)
+def default_handlers():
+  """Started in a shell's background, this process ignores SIGINT."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", preemption.Stop.SIGNALS)
 def test_the_first_signal_is_a_flag(number):
   before = {s: signal.getsignal(s) for s in preemption.Stop.SIGNALS}
@@ -42,6 +50,7 @@ def test_a_second_signal_acts_whichever_came_first(first, second, code):
   script = f"""
     import os, signal
     from vlp_jax.training import preemption
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with preemption.Stop() as stop:
       os.kill(os.getpid(), signal.{first})
       assert stop.asked == "{first}"

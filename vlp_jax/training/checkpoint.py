@@ -174,6 +174,7 @@ class Checkpoints:
     Raises:
       FileNotFoundError: there is none.
       ValueError: it is of another model; lists the paths that differ.
+      OSError: it is damaged, and there is none before it or `step` names it.
     """
     steps = self.steps()
     if not steps or (step is not None and step not in steps):
@@ -186,8 +187,15 @@ class Checkpoints:
         return self._restore(candidate, target)
       except Exception as error:
         before = [s for s in steps if s < candidate]
-        if isinstance(error, _OtherModelError) or step is not None or not before:
+        if isinstance(error, _OtherModelError):
           raise
+        if step is not None or not before:
+          others = [s for s in steps if s != candidate]
+          raise OSError(
+            f"checkpoint: {self.directory / str(candidate)} is damaged"
+            f" ({(str(error) or repr(error)).splitlines()[0]}); whole ones may be the"
+            f" others that are there: {others or 'none'}."
+          ) from error
         _log.warning(
           "checkpoint: %s is damaged (%s): using step %d, the one before it.",
           self.directory / str(candidate),
