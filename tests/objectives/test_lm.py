@@ -11,6 +11,7 @@ from vlp_jax.models import text
 from vlp_jax.models.fusion import cross_attention
 from vlp_jax.models.fusion import interleaved
 from vlp_jax.objectives import lm
+from vlp_jax.ops import decode
 
 SIZES = dict(num_heads=2, mlp_dim=32, init_std=None)
 # A head without parameters.
@@ -130,6 +131,27 @@ def test_biases_that_are_not_there(captioner):
   leaves = jax.tree_util.tree_leaves_with_path(variables["params"]["model"]["fusion"])
   names = {path[-1].key for path, _ in leaves if "blocks" in str(path)}
   assert ("bias" in names) == (kind == "blip")
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_what_is_kept_changes_no_word(captioner, beams):
+  """Behind a start of two ids; the same without keeping keys and values."""
+  _, made, variables, batch, _ = captioner
+  texts = {}
+  for cache in (True, False):
+    settings = decode.Settings(
+      max_length=9, eos=tiny.VOCAB.sep, pad=0, beams=beams, cache=cache
+    )
+
+    def write(self, batch, settings=settings):
+      image = self.model.encode_image(batch["image"])
+      start = batch["text"][:, :2]
+      return self.objectives["lm"].generate(self.model, image, start, settings)
+
+    run = jax.jit(lambda v, b, write=write: made.apply(v, b, method=write))
+    texts[cache] = np.asarray(run(variables, batch))
+  np.testing.assert_array_equal(texts[True], texts[False])
+  assert len(np.unique(texts[True][:, 2:])) > 2
 
 
 def test_what_cannot_be_is_told():

@@ -34,11 +34,13 @@ def ours(how):
   table = jnp.asarray(TABLE, jnp.float32)
   rows = jnp.repeat(jnp.arange(3), beams)
 
-  def next_logits(ids, at):
-    last = jax.lax.dynamic_slice_in_dim(ids, at - 1, 2, axis=1)
-    return table[rows, last[:, 0], last[:, 1]]
+  def next_logits(ids, at, before):
+    last = jax.lax.dynamic_index_in_dim(ids, at, axis=1, keepdims=False)
+    return table[rows, before[0], last], last[None]
 
-  run = jax.jit(lambda ids: decode.generate(next_logits, ids, how))
+  # The word before the last is what is kept of a text.
+  before = jnp.repeat(start()[:, 0], beams)[None]
+  run = jax.jit(lambda ids: decode.generate(next_logits, ids, how, before))
   return np.asarray(run(start())).tolist()
 
 

@@ -101,7 +101,7 @@ class Encoder(nn.Module):
     ids: jax.Array,
     mask: jax.Array,
     *,
-    attention: mask_lib.Attention | None = None,
+    attention: mask_lib.Attention | mask_lib.Writing | None = None,
     prefix: jax.Array | None = None,
     types: jax.Array | None = None,
     memory: tokens_lib.Tokens | None = None,
@@ -111,22 +111,32 @@ class Encoder(nn.Module):
 
     Args:
       ids: int32 [B, L]. mask: bool [B, L].
-      attention: None: the module's own.
+      attention: None: the module's own. Writing: the ids are the words that come now
+        of a text that is being written.
       prefix: int32 [B] for attention="prefix".
       types: int32 [B, L], rows of the token-type table; None: all 0.
       memory: Tokens of x [B, S, D'].
       train: drops out.
     """
+    attention = self.attention if attention is None else attention
+    writing = isinstance(attention, mask_lib.Writing)
     extra = self.first_position + (self.class_token is not None)
-    if ids.shape[1] + extra > self.length:
+    count = attention.length if writing else ids.shape[1]
+    if count + extra > self.length:
       raise ValueError(
-        f"text of {ids.shape[1]} tokens, but model.text.length={self.length}: raise it"
+        f"text of {count} tokens, but model.text.length={self.length}: raise it"
         f" to the tokenizer's length (and {extra} more)."
       )
     x, keys = self.word(ids), mask
-    if self.class_token:
+    # What is written has no class token behind it yet, which no word sees anyway.
+    classed = self.class_token and not writing
+    if classed:
       x, keys = self._with_class(x, mask)
-    x = x + self.position(self._positions(keys))
+    if writing:
+      places = attention.places(ids.shape[1]) + self.first_position
+    else:
+      places = self._positions(keys)
+    x = x + self.position(places)
     if self.types:
       x = x + self.type(jnp.zeros((), jnp.int32) if types is None else types)
     x = self.outer_norm(x) if self.norm == "post" else x
@@ -134,15 +144,18 @@ class Encoder(nn.Module):
     x = self.drop(x, deterministic=not train)
     if self.see_padding:
       keys, mask = jnp.ones_like(keys), None
-    attention = self.attention if attention is None else attention
-    seen = mask_lib.attention(keys, attention, prefix_B=prefix)
+    seen = attention
+    if not writing:
+      seen = mask_lib.attention(keys, attention, prefix_B=prefix)
     other = other_seen = None
     if memory is not None:
       other = memory.x
       other_seen = mask_lib.attention(memory.mask, "bidirectional")
     if self.depth:
       x = block.run(self, x, seen, other, other_seen, train=train)
-    if self.class_token:
+    if writing and self.class_token:
+      return tokens_lib.Tokens(x, mask)
+    if classed:
       pooled = self.outer_norm(x[:, -1]) if self.norm == "pre" else x[:, -1]
       return tokens_lib.Tokens(x[:, :-1], mask, pooled)
     if self.depth and self.norm == "pre":

@@ -115,19 +115,24 @@ class VLM(nn.Module):
     attention: mask_lib.Attention | None = None,
     train: bool = False,
   ) -> tokens_lib.Tokens:
-    """ids int32 [B, L], mask bool [B, L], false at padding."""
+    """ids int32 [B, L], mask bool [B, L], false at padding.
+
+    attention: None: the text encoder's own; of a fusion that encodes the text too,
+      "bidirectional" unless it reads in no such way (a captioner's).
+    """
     tokens = self.text(ids, mask, attention=attention, train=train)
     if self.fusion is None or not self.fusion.encodes_text:
       return tokens
-    seen = attention or "bidirectional"
-    return self.fusion(None, tokens, attention=seen, train=train)
+    reads = self.fusion.reads
+    own = reads[0] if reads and "bidirectional" not in reads else "bidirectional"
+    return self.fusion(None, tokens, attention=attention or own, train=train)
 
   def words(
     self,
     ids: jax.Array,
     mask: jax.Array,
     encoded: tokens_lib.Tokens | None = None,
-    attention: mask_lib.Attention | None = None,
+    attention: mask_lib.Attention | mask_lib.Writing | None = None,
     *,
     train: bool = False,
   ) -> tokens_lib.Tokens:
@@ -145,11 +150,11 @@ class VLM(nn.Module):
       train: drops out.
     """
     if self.fusion is not None and self.fusion.encodes_text:
-      vocab = self.text.vocab
-      first = vocab.dec if attention == "causal" else vocab.enc
+      vocab, writing = self.text.vocab, isinstance(attention, mask_lib.Writing)
+      first = vocab.dec if writing or attention == "causal" else vocab.enc
       if first is not None:
-        ids = ids.at[:, 0].set(first)
-      return self.text(ids, mask, train=train)
+        ids = mask_lib.begin(ids, first, attention)
+      return self.text(ids, mask, attention=attention if writing else None, train=train)
     if encoded is not None and (
       attention is None
       or (isinstance(attention, str) and attention == self.text.attention)
@@ -185,7 +190,7 @@ class VLM(nn.Module):
     image: Any,
     text: tokens_lib.Tokens,
     *,
-    attention: mask_lib.Attention = "bidirectional",
+    attention: mask_lib.Attention | mask_lib.Writing = "bidirectional",
     image_type: int | None = None,
     train: bool = False,
   ) -> tokens_lib.Tokens | tokens_lib.Fused:
@@ -223,6 +228,7 @@ class VLM(nn.Module):
     mask: jax.Array,
     memory: tokens_lib.Tokens,
     *,
+    attention: mask_lib.Attention | mask_lib.Writing = "causal",
     train: bool = False,
   ) -> tokens_lib.Tokens:
     """Tokens [B, T, D] of ids int32 [B, T] read from the left, each given `memory`.
@@ -235,8 +241,8 @@ class VLM(nn.Module):
         ' model.decoder=dict(type="text", depth=6).'
       )
     if self.decoder.vocab.dec is not None:
-      ids = ids.at[:, 0].set(self.decoder.vocab.dec)
-    return self.decoder(ids, mask, attention="causal", memory=memory, train=train)
+      ids = mask_lib.begin(ids, self.decoder.vocab.dec, attention)
+    return self.decoder(ids, mask, attention=attention, memory=memory, train=train)
 
   def decoded_logits(self, x: jax.Array) -> jax.Array:
     """[..., D] -> float32 [..., V], tied to the decoder's word table."""

@@ -1,10 +1,10 @@
-"""Two ways of calling a module of the pretrainer: the live one, or its teacher.
+"""Ways of calling a module of the pretrainer: the live one, its teacher, or a writer.
 
-Both are called as `ask(module, "method", *args)`, so a forward pass that student and
-teacher share (the MLM head, the towers) is written once.
+The first two are called as `ask(module, "method", *args)`, so a forward pass that
+student and teacher share (the MLM head, the towers) is written once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
@@ -47,3 +47,41 @@ class Teacher:
     free = module.clone(parent=None, name=None)
     out = free.apply({"params": params}, *jax.lax.stop_gradient(args), method=method)
     return jax.lax.stop_gradient(out)
+
+
+@dataclasses.dataclass(frozen=True)
+class Writer:
+  """A live module that reads a text in parts, as it is written, and each part once.
+
+  What its layers keep goes through the caller's hands, so that it may stand in the
+  carry of a scan: trees of [layers, rows, …].
+
+  Attributes:
+    module: a free copy of it. params: its own.
+    read: (module, *args) -> out; hands the layers a `mask_lib.Writing`.
+  """
+
+  module: nn.Module
+  params: Mapping[str, Any]
+  read: Callable[..., Any]
+
+  def begin(self, *args: Any) -> tuple[Any, Any, Any]:
+    """(out, what is given: kept once and for all, what is written so far)."""
+    out, kept = self._apply({}, ["given", "written"], *args)
+    return out, kept.get("given", {}), kept["written"]
+
+  def go_on(self, given: Any, written: Any, *args: Any) -> tuple[Any, Any]:
+    """(out, what is written now)."""
+    kept = {"given": given, "written": written}
+    out, kept = self._apply(kept, ["written"], *args)
+    return out, kept["written"]
+
+  def _apply(self, kept, mutable, *args):
+    variables = {"params": self.params} | kept
+    return self.module.apply(variables, *args, method=self.read, mutable=mutable)
+
+
+def writer(module: nn.Module, read: Callable[..., Any]) -> Writer:
+  """The Writer of a bound module."""
+  free = module.clone(parent=None, name=None)
+  return Writer(free, module.variables["params"], read)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from vlp_jax.nn import axes
 from vlp_jax.nn import linear
+from vlp_jax.ops import mask as mask_lib
 
 Backend = Literal["auto", "einsum", "xla", "cudnn"]
 
@@ -24,12 +25,23 @@ class KeyValue:
   value: jax.Array
 
 
+@flax.struct.dataclass
+class Given:
+  """The mask of something that is read whole while a text is written: it stays."""
+
+  mask: jax.Array | None
+
+
 class Attention(nn.Module):
   """Multi-head attention of x to itself or to another sequence.
 
   With the collection "attention" mutable, the weights [B, N, L, S] are sown as
   "weights"; with a collection "perturbations", its "weights" are added to them, so
   that a gradient with respect to it is the gradient of the attention map.
+
+  Where a text is written (`mask_lib.Writing`), its "keys" and "values" [B, T, N, H] are
+  kept in the collection "written", and those of a memory [B, S, N, H], made the first
+  time, in "given"; the caller makes them mutable.
 
   Attributes:
     num_heads: of width D / num_heads each.
@@ -51,12 +63,13 @@ class Attention(nn.Module):
     self,
     x: jax.Array,
     memory: jax.Array | KeyValue | None = None,
-    mask: jax.Array | None = None,
+    mask: jax.Array | mask_lib.Writing | Given | None = None,
     *,
     train: bool = False,
   ) -> jax.Array:
     """x [B, L, D], memory [B, S, D'], keys and values of it, or None for x, mask bool
-    [B, 1, 1|L, S]."""
+    [B, 1, 1|L, S]. Where a text is written, the mask of the words themselves is
+    Writing, that of a memory Given."""
     memory = x if memory is None else memory
     width = x.shape[-1]
     if width % self.num_heads:
@@ -74,11 +87,21 @@ class Attention(nn.Module):
       return axes.constrain(layer(inputs), "batch", "length", "act_heads", None)
 
     query = project("query", x, "BLD,DNH->BLNH")
-    if isinstance(memory, KeyValue):
-      key, value = memory.key, memory.value
-    else:
+
+    def keys_and_values():
+      if isinstance(memory, KeyValue):
+        return memory.key, memory.value
       key = project("key", memory, "BSD,DNH->BSNH")
-      value = project("value", memory, "BSD,DNH->BSNH")
+      return key, project("value", memory, "BSD,DNH->BSNH")
+
+    if isinstance(mask, Given):
+      key, value = self._given(keys_and_values)
+      mask = mask.mask
+    elif isinstance(mask, mask_lib.Writing):
+      key, value = self._written(keys_and_values(), mask)
+      mask = mask.seen(x.shape[1])
+    else:
+      key, value = keys_and_values()
     mixed = self._attend(query, key, value, mask, train)
     out = linear.Linear(
       "BLNH,NHD->BLD",
@@ -88,6 +111,25 @@ class Attention(nn.Module):
       **common,
     )(mixed)
     return axes.constrain(out, "batch", "length", "act_embed")
+
+  def _given(self, make):
+    """Keys and values of a memory, made once."""
+    if not self.has_variable("given", "keys"):
+      for name, made in zip(("keys", "values"), make(), strict=True):
+        self.put_variable("given", name, made)
+    return self.get_variable("given", "keys"), self.get_variable("given", "values")
+
+  def _written(self, new, writing):
+    """Keys and values of all places of the text, into which the new ones are put."""
+    out = []
+    for name, part in zip(("keys", "values"), new, strict=True):
+      shape = (part.shape[0], writing.length, *part.shape[2:])
+      empty = jnp.zeros(shape, part.dtype)
+      kept = self.get_variable("written", name, empty)
+      kept = jax.lax.dynamic_update_slice_in_dim(kept, part, writing.at, axis=1)
+      self.put_variable("written", name, kept)
+      out.append(kept)
+    return out
 
   def _attend(self, query, key, value, mask, train):
     dropped = train and self.dropout > 0

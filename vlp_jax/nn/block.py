@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from vlp_jax.nn import attention as attention_lib
 from vlp_jax.nn import axes
 from vlp_jax.nn import linear
+from vlp_jax.ops import mask as mask_lib
 
 Norm = Literal["pre", "post"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
@@ -27,6 +28,9 @@ ACTIVATIONS = {
   "relu": jax.nn.relu,
   "silu": jax.nn.silu,
 }
+
+# Collections that have a value for each layer.
+LAYERED = ("params", "attention", "perturbations", "written", "given")
 
 REMAT = {
   "full": jax.checkpoint_policies.nothing_saveable,
@@ -86,7 +90,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x, drop_path, mask, memory, memory_mask, train):
-    """x [B, L, D], drop_path f32 [], mask bool [B, 1, 1|L, L] or None,
+    """x [B, L, D], drop_path f32 [], mask bool [B, 1, 1|L, L], None or Writing,
     memory [B, S, D'] or None, memory_mask bool [B, 1, 1, S] or None."""
     branch = functools.partial(residual, self, drop_path=drop_path, train=train)
     attend = functools.partial(attention, self, train=train)
@@ -99,7 +103,8 @@ class Block(nn.Module):
           self.norm_eps, self.dtype, self.bias, name="norm_memory"
         )
         memory = norm(memory)
-      x = branch(x, "norm_cross", attend("cross", memory, memory_mask))
+      seen = mask_of_memory(memory_mask, mask)
+      x = branch(x, "norm_cross", attend("cross", memory, seen))
     x = branch(x, "norm_mlp", mlp(self, "mlp"))
     return axes.constrain(x, "batch", "length", "act_embed"), None
 
@@ -145,6 +150,13 @@ def attention(
   return lambda y: layer(y, memory, mask, train=train)
 
 
+def mask_of_memory(memory_mask: Any, mask: Any) -> Any:
+  """What a cross-attention is told: Given where the text is one that is written."""
+  if isinstance(mask, mask_lib.Writing):
+    return attention_lib.Given(memory_mask)
+  return memory_mask
+
+
 def mlp(module: nn.Module, name: str) -> Mlp:
   """The MLP of a block, for `residual`."""
   fields = (module.mlp_dim, module.act, module.init_std, module.dtype, module.bias)
@@ -183,7 +195,7 @@ def stack(module: nn.Module, layer: type[nn.Module] = Block) -> nn.Module:
     )
   scanned = nn.scan(
     block,
-    variable_axes={"params": 0, "attention": 0, "perturbations": 0},
+    variable_axes=dict.fromkeys(LAYERED, 0),
     split_rngs={"params": True, "dropout": True},
     in_axes=(0 if module.drop_path else nn.broadcast,) + 4 * (nn.broadcast,),
     length=module.depth,

@@ -9,16 +9,19 @@ Shape letters: B batch, L length, T = L - 1 predicted positions, D width, V voca
 K beams.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vlp_jax.nn import ask
 from vlp_jax.nn import axes
 from vlp_jax.nn import block
 from vlp_jax.nn import linear
 from vlp_jax.ops import decode
+from vlp_jax.ops import mask as mask_lib
 from vlp_jax.ops import reduce
 
 
@@ -154,17 +157,29 @@ class Objective(nn.Module):
     Returns:
       int32 [B, settings.max_length], `start` included, padded.
     """
-    count = start.shape[0] * settings.beams
+    repeat = functools.partial(jnp.repeat, repeats=settings.beams)
+    images = jax.tree.map(functools.partial(repeat, axis=0), image)
 
-    def repeat(x):
-      return None if x is None else jnp.repeat(x, settings.beams, axis=0)
-
-    images = jax.tree.map(repeat, image)
-    mask = jnp.ones((count, settings.max_length), bool)
-
-    def next_logits(ids, at):
+    def read_anew(ids, at, kept):
       # What is behind `at` is not seen from there: reading is from the left.
-      logits = self.logits(model, images, ids, mask)
-      return jax.lax.dynamic_index_in_dim(logits, at, axis=1, keepdims=False)
+      logits = self.logits(model, images, ids, jnp.ones(ids.shape, bool))
+      return jax.lax.dynamic_index_in_dim(logits, at, axis=1, keepdims=False), kept
 
-    return decode.generate(next_logits, start, settings)
+    if not settings.cache:
+      return decode.generate(read_anew, start, settings)
+
+    def read(model, image, ids, at):
+      writing = mask_lib.Writing(jnp.asarray(at), settings.max_length)
+      words = model.words(ids, jnp.ones(ids.shape, bool), None, writing)
+      return model.fuse(image, words, attention=writing).x
+
+    writer = ask.writer(model, read)
+    _, *kept = writer.begin(image, start, 0)
+    given, written = jax.tree.map(functools.partial(repeat, axis=1), kept)
+
+    def go_on(ids, at, written):
+      word = jax.lax.dynamic_slice_in_dim(ids, at, 1, axis=1)
+      x, written = writer.go_on(given, written, images, word, at)
+      return self.head(model, x)[:, 0], written
+
+    return decode.generate(go_on, start, settings, written)

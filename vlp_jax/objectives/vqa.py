@@ -19,6 +19,7 @@ from vlp_jax.nn import axes
 from vlp_jax.nn import block
 from vlp_jax.nn import linear
 from vlp_jax.ops import decode
+from vlp_jax.ops import mask as mask_lib
 from vlp_jax.ops import reduce
 from vlp_jax.ops import schedule
 
@@ -130,14 +131,33 @@ class Objective(nn.Module):
     `question` is Tokens [B, L, D]. As in BLIP's official code, the padding of the
     question is read here, unlike in training.
     """
-    told = _repeat(question.replace(mask=None), settings.beams)
+    question = question.replace(mask=None)
+    told = _repeat(question, settings.beams)
     start = jnp.full((question.x.shape[0], 1), self.vocab.cls, jnp.int32)
 
-    def next_logits(ids, at):
+    def read_anew(ids, at, kept):
       logp = self._decode(ask.Live(), model, ids, jnp.ones_like(ids, bool), told)
-      return jax.lax.dynamic_index_in_dim(logp, at, axis=1, keepdims=False)
+      return jax.lax.dynamic_index_in_dim(logp, at, axis=1, keepdims=False), kept
 
-    return decode.generate(next_logits, start, settings)
+    if not settings.cache:
+      return decode.generate(read_anew, start, settings)
+
+    def read(model, question, ids, at):
+      writing = mask_lib.Writing(jnp.asarray(at), settings.max_length)
+      real = jnp.ones(ids.shape, bool)
+      return model.decode(ids, real, question, attention=writing).x
+
+    writer = ask.writer(model, read)
+    _, *kept = writer.begin(question, start, 0)
+    given, written = jax.tree.map(lambda x: jnp.repeat(x, settings.beams, axis=1), kept)
+
+    def go_on(ids, at, written):
+      word = jax.lax.dynamic_slice_in_dim(ids, at, 1, axis=1)
+      x, written = writer.go_on(given, written, told, word, at)
+      logits = model.decoded_logits(self.transform(x)) + self.offset()
+      return jax.nn.log_softmax(logits[:, 0], axis=-1), written
+
+    return decode.generate(go_on, start, settings, written)
 
   def _read(self, call, model, enc, ids, mask, count):
     """float32 [B A, T - 1, V]: log probabilities of each next token."""

@@ -10,7 +10,7 @@ V vocabulary.
 
 from collections.abc import Callable
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,8 @@ class Settings:
       finished could still win.
     rules: "before_4.50": the length is that of the whole row without its end.
       "since_4.50": it is that of what was written, with its end.
+    cache: keys and values of what is written are kept; else the whole text is read anew
+      for each word. The ids are the same. For who makes `next_logits`.
   """
 
   max_length: int
@@ -46,21 +48,25 @@ class Settings:
   repetition_penalty: float = 1.0
   early_stopping: bool = False
   rules: Literal["before_4.50", "since_4.50"] = "before_4.50"
+  cache: bool = True
 
 
-NextLogits = Callable[[jax.Array, jax.Array], jax.Array]
+NextLogits = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
 
 def generate(
-  next_logits: NextLogits, start: jax.Array, settings: Settings
+  next_logits: NextLogits, start: jax.Array, settings: Settings, kept: Any = None
 ) -> jax.Array:
   """The best text for each row of `start`.
 
   Args:
-    next_logits: (ids int32 [N, T], at int32 []) -> [N, V], of the word behind position
-      `at`; ids behind it are padding. Rows of one text's beams are neighbours.
+    next_logits: (ids int32 [N, T], at int32 [], kept) -> ([N, V], kept), of the word
+      behind position `at`; ids behind it are padding. Rows of one text's beams are
+      neighbours.
     start: int32 [B, P], P >= 1, what the texts begin with.
     settings: how.
+    kept: what `next_logits` wants back: a tree of [any, N, …], whose rows go where
+      their texts go.
 
   Returns:
     int32 [B, T]: start, words, `eos`, `pad` …; a text that reaches T has no `eos`.
@@ -75,9 +81,8 @@ def generate(
     )
   if settings.beams < 1:
     raise ValueError(f"beams={settings.beams}: want 1 (greedy) or more.")
-  if settings.beams == 1:
-    return _greedy(next_logits, start, settings)
-  return _beam(next_logits, start, settings)
+  search = _greedy if settings.beams == 1 else _beam
+  return search(next_logits, start, settings, kept)
 
 
 def constrain(scores: jax.Array, ids: jax.Array, length, settings: Settings):
@@ -106,22 +111,23 @@ def _padded(start, settings):
   return jnp.pad(start, ((0, 0), (0, width)), constant_values=settings.pad)
 
 
-def _greedy(next_logits, start, settings):
+def _greedy(next_logits, start, settings, kept):
   def step(carry, at):
-    ids, done = carry
-    logits = next_logits(ids, at).astype(jnp.float32)
-    word = jnp.argmax(constrain(logits, ids, at + 1, settings), axis=1)
+    ids, done, kept = carry
+    logits, kept = next_logits(ids, at, kept)
+    scores = constrain(logits.astype(jnp.float32), ids, at + 1, settings)
+    word = jnp.argmax(scores, axis=1)
     word = jnp.where(done, settings.pad, word).astype(ids.dtype)
     ids = jax.lax.dynamic_update_index_in_dim(ids, word, at + 1, axis=1)
-    return (ids, done | (word == settings.eos)), None
+    return (ids, done | (word == settings.eos), kept), None
 
   at = jnp.arange(start.shape[1] - 1, settings.max_length - 1)
   none = jnp.zeros(start.shape[0], bool)
-  (ids, _), _ = jax.lax.scan(step, (_padded(start, settings), none), at)
+  (ids, _, _), _ = jax.lax.scan(step, (_padded(start, settings), none, kept), at)
   return ids
 
 
-def _beam(next_logits, start, settings):
+def _beam(next_logits, start, settings, memory):
   batch, given = start.shape
   beams, most = settings.beams, settings.max_length
   old = settings.rules == "before_4.50"
@@ -148,10 +154,11 @@ def _beam(next_logits, start, settings):
     return full & (kept[0][:, -1] >= bound)
 
   def step(carry, at):
-    ids, totals, kept, done = carry  # ids [B, K, T], totals [B, K]
+    ids, totals, kept, done, memory = carry  # ids [B, K, T], totals [B, K]
     length = at + 1
     flat = ids.reshape(batch * beams, most)
-    logp = jax.nn.log_softmax(next_logits(flat, at).astype(jnp.float32), axis=1)
+    logits, memory = next_logits(flat, at, memory)
+    logp = jax.nn.log_softmax(logits.astype(jnp.float32), axis=1)
     logp = constrain(logp, flat, length, settings)
     vocab = logp.shape[1]
     scores = (logp + totals.reshape(-1, 1)).reshape(batch, beams * vocab)
@@ -178,7 +185,11 @@ def _beam(next_logits, start, settings):
     hold = done[:, None]
     ids = jnp.where(hold[..., None], ids, going)
     totals = jnp.where(hold, totals, onward)
-    return (ids, totals, kept, done | now), None
+    # A text that is done goes on with another's memory, and counts no more.
+    origin = jnp.take_along_axis(parent, order, axis=1)
+    origin = (origin + beams * jnp.arange(batch)[:, None]).reshape(-1)
+    memory = jax.tree.map(lambda x: jnp.take(x, origin, axis=1), memory)
+    return (ids, totals, kept, done | now, memory), None
 
   ids = jnp.repeat(_padded(start, settings)[:, None], beams, axis=1)
   # The beams begin alike: all but one are out of the race.
@@ -186,7 +197,8 @@ def _beam(next_logits, start, settings):
   kept = (jnp.full((batch, beams), NEVER), ids)
   done = jnp.zeros(batch, bool)
   at = jnp.arange(given - 1, most - 1)
-  (ids, totals, kept, done), _ = jax.lax.scan(step, (ids, totals, kept, done), at)
+  carry = (ids, totals, kept, done, memory)
+  (ids, totals, kept, done, _), _ = jax.lax.scan(step, carry, at)
   # What was cut off at T competes with what has ended.
   open_ = jnp.where(done[:, None], NEVER, normalise(totals, most, ended=0))
   _, best = keep_best(kept, (open_, ids))

@@ -3,12 +3,48 @@
 Shape letters: B batch, L text or query length, S key length, V vocabulary.
 """
 
+import dataclasses
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 Attention = Literal["bidirectional", "causal", "prefix"]
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass, data_fields=["at"], meta_fields=["length"]
+)
+@dataclasses.dataclass(frozen=True)
+class Writing:
+  """A kind of attention: the words that come now of a text that is being written.
+
+  They see each other from the left, and all words before them, of which the layers
+  keep keys and values (`nn/attention.py`).
+
+  Attributes:
+    at: int32 [], the place of the first of them. length: places of the whole text.
+  """
+
+  at: jax.Array
+  length: int
+
+  def places(self, count: int) -> jax.Array:
+    """int32 [count] of the words that come now."""
+    return self.at + jnp.arange(count)
+
+  def seen(self, count: int) -> jax.Array:
+    """bool [1, 1, count, length]."""
+    before = jnp.arange(self.length)[None, :] <= self.places(count)[:, None]
+    return before[None, None]
+
+
+def begin(ids_BL: jax.Array, first: int, kind: "Attention | Writing") -> jax.Array:
+  """The ids with `first` at the first place of the text."""
+  if isinstance(kind, Writing):
+    return jnp.where(kind.places(ids_BL.shape[1]) == 0, first, ids_BL)
+  return ids_BL.at[:, 0].set(first)
 
 
 def attention(
@@ -32,6 +68,11 @@ def attention(
     111             110      110
     111             111      111
   """
+  if isinstance(kind, Writing):
+    raise ValueError(
+      "this part of the model reads whole texts, and keeps nothing of what it has read:"
+      " write with cache=False."
+    )
   keys = None if mask_BL is None else mask_BL[:, None, None, :]
   if not isinstance(kind, str):
     return kind[:, None] if keys is None else kind[:, None] & keys

@@ -56,10 +56,12 @@ class Fusion(nn.Module):
     image: tokens_lib.Tokens,
     text: tokens_lib.Tokens,
     *,
-    attention: mask_lib.Attention = "bidirectional",
+    attention: mask_lib.Attention | mask_lib.Writing = "bidirectional",
     train: bool = False,
   ) -> tokens_lib.Tokens:
-    seen = mask_lib.attention(text.mask, attention)
+    seen = attention
+    if not isinstance(attention, mask_lib.Writing):
+      seen = mask_lib.attention(text.mask, attention)
     patches = mask_lib.attention(image.mask, "bidirectional")
     x = block.run(self, text.x, seen, image.x, patches, train=train)
     x = self.last_norm(x) if self.norm == "pre" else x

@@ -69,7 +69,8 @@ class Layer(nn.Module):
         memory = jnp.zeros((x.shape[0], 1, self.image_width), x.dtype)
     x = y
     if memory is not None:
-      x = branch(x, "norm_cross", attend("cross", memory, memory_mask))
+      seen = block.mask_of_memory(memory_mask, mask)
+      x = branch(x, "norm_cross", attend("cross", memory, seen))
     x = branch(x, "norm_mlp", block.mlp(self, "mlp"))
     return axes.constrain(x, "batch", "length", "act_embed"), None
 
@@ -126,20 +127,22 @@ class Fusion(nn.Module):
     image: tokens_lib.Tokens | None,
     text: tokens_lib.Tokens,
     *,
-    attention: mask_lib.Attention = "bidirectional",
+    attention: mask_lib.Attention | mask_lib.Writing = "bidirectional",
     train: bool = False,
   ) -> tokens_lib.Tokens:
     """`image` None: the text alone."""
-    if not isinstance(attention, str) or attention not in self.reads:
+    writing = isinstance(attention, mask_lib.Writing)
+    direction = "causal" if writing else attention
+    if not isinstance(direction, str) or direction not in self.reads:
       raise ValueError(
-        f'attention="{attention}" is wanted of the interleaved stack, but'
+        f'attention="{direction}" is wanted of the interleaved stack, but'
         f" model.fusion.reads={self.reads}: add it there."
       )
-    seen = {attention: mask_lib.attention(text.mask, attention)}
+    seen = attention if writing else mask_lib.attention(text.mask, attention)
     memory: jax.Array | None = None
     patches = None
     if image is not None:
       memory, patches = image.x, mask_lib.attention(image.mask, "bidirectional")
-    x = block.run(self, text.x, seen, memory, patches, train=train)
+    x = block.run(self, text.x, {direction: seen}, memory, patches, train=train)
     x = self.last_norm(x) if self.norm == "pre" else x
     return tokens_lib.Tokens(x, text.mask)
