@@ -342,6 +342,9 @@ def evaluators(job: Job) -> dict[str, Any]:
       raise ValueError(f"config: {where}.data is missing: say dict(source=…, pp=…).")
     batch_size = spec.pop("batch_size", job.config.batch_size)
     built[name] = component("evaluators", spec, where, default=name)
+    more = {}
+    if "file" in inspect.signature(built[name].setup).parameters:
+      more["file"] = job.workdir / "predictions" / f"{name}.json"
     built[name].setup(
       pretrainer=job.pretrainer,
       source=source(data["source"], f"{where}.data.source"),
@@ -349,5 +352,6 @@ def evaluators(job: Job) -> dict[str, Any]:
       pp=data["pp"],
       mesh=job.mesh,
       batch_size=batch_size,
+      **more,
     )
   return built

@@ -118,3 +118,30 @@ def test_match_leaves_out_what_has_no_partner():
 def test_wrong_fields(fields, message):
   with pytest.raises(ValueError, match=message):
     evaluator(**fields)
+
+
+def test_all_pairs_without_a_contrastive_space(monkeypatch):
+  """Every pair is scored by the objective, in blocks, and nothing else ranks."""
+  monkeypatch.setattr(retrieval, "BLOCK", 20)  # two images of nine texts
+  model = fakes.Model(embed_dim=None)
+  pretrainer = fakes.Pretrainer(model, {"text_rank": fakes.Itm()})
+  made = evaluator(
+    pretrainer=pretrainer, all_pairs=True, objective="text_rank", pairs=7
+  )
+  got = made(fakes.params(wrong=13.0))
+  shades = np.array(SHADES, np.float32)
+  want = 0.5 - np.abs(shades[:, None] - shades)
+  np.testing.assert_allclose(made.last.score_i2t, want, rtol=1e-6)
+  np.testing.assert_array_equal(made.last.score_t2i, made.last.score_i2t.T)
+  assert made.last.similarity is None
+  assert got["all/mean"] == 100.0 and "itc/mean" not in got
+
+
+def test_a_model_is_asked_only_for_what_it_has():
+  bare = fakes.Pretrainer(fakes.Model(embed_dim=None), {"itm": fakes.Itm()})
+  with pytest.raises(ValueError, match="no contrastive space.*say all_pairs=True"):
+    evaluator(pretrainer=bare, rerank=2)
+  with pytest.raises(ValueError, match="all_pairs=True leaves nothing to rerank=2"):
+    evaluator(all_pairs=True, rerank=2)
+  with pytest.raises(ValueError, match='objective="mlm" is of another kind, without'):
+    evaluator(all_pairs=True, objective="mlm")

@@ -119,11 +119,36 @@ class Columns:
     weight = np.zeros(shape[:2], np.float32)
     for b, row in enumerate(rows):
       ranked = sorted(row["answers"].items(), key=lambda item: -item[1])[:most]
-      pieces, real = tokenizer.encode([answer for answer, _ in ranked])
-      for a, (_, share) in enumerate(ranked):
-        tokens = [int(i) for i in pieces[a][real[a]] if i != vocab.sep]
-        # An answer ends, so that the model can say that it does.
-        tokens = [*tokens[: length - 1], vocab.sep]
-        ids[b, a, : len(tokens)], mask[b, a, : len(tokens)] = tokens, True
-        weight[b, a] = share
+      texts, shares = [a for a, _ in ranked], [share for _, share in ranked]
+      count = len(ranked)
+      ids[b, :count], mask[b, :count] = answer_ids(texts, tokenizer, length)
+      weight[b, :count] = shares
     return dict(answer=ids, answer_mask=mask, answer_weight=weight)
+
+
+def answer_ids(
+  texts: list[str], tokenizer: Any, length: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+  """Answers as a model writes them: ([CLS] pieces [SEP], their mask).
+
+  Args:
+    texts: A answers. length: T, at which longer ones lose their last pieces; None: that
+      of the longest.
+
+  Returns:
+    (int32 [A, T], bool [A, T]).
+  """
+  vocab = tokenizer.vocab
+  pieces, real = tokenizer.encode(texts)
+  rows = [
+    [int(i) for i in row[there] if i != vocab.sep]
+    for row, there in zip(pieces, real, strict=True)
+  ]
+  length = length or max(map(len, rows)) + 1
+  ids = np.full((len(rows), length), vocab.pad, np.int32)
+  mask = np.zeros((len(rows), length), bool)
+  for a, row in enumerate(rows):
+    # An answer ends, so that the model can say that it does.
+    row = [*row[: length - 1], vocab.sep]
+    ids[a, : len(row)], mask[a, : len(row)] = row, True
+  return ids, mask

@@ -246,8 +246,7 @@ class _Loader:
       "text_mask": mask,
       "image_id": np.array([row["image_id"] for row in rows], np.int32),
     }
-    if "image_size" in rows[0]:
-      batch["image_size"] = np.stack([row["image_size"] for row in rows])
+    batch |= _sizes(rows)
     return batch | self.columns.batch(rows, self.tokenizer), broken
 
   def _good(self, position, raw, broken):
@@ -275,22 +274,28 @@ class _Loader:
 
 
 def eval_images(
-  source: Any, pp: str, *, batch_size: int, workers: int | None = None
+  source: Any,
+  pp: str,
+  *,
+  batch_size: int,
+  workers: int | None = None,
+  sizes: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Images in the source's order, the last batch filled up with its first row.
 
   Yields:
     image uint8 [B, R, R, 3], image_id int32 [B], example_index int32 [B] and valid bool
-    [B], false for what fills up.
+    [B], false for what fills up. With `sizes`, pp may pad: image_size int32 [B, 2].
 
   Raises:
     ValueError: a record is broken: an evaluation leaves none out by itself.
   """
-  op = _parse_square(pp)
+  op = pp_lib.parse(pp) if sizes else _parse_square(pp)
 
   def load(indices):
     rows = [_strict(r, _image, op) for r in source.read(indices)]
-    return _filled({"image": stack(rows), **_ids(rows, indices)}, batch_size)
+    batch = {"image": stack(rows), **_sizes(rows), **_ids(rows, indices)}
+    return _filled(batch, batch_size)
 
   return _ahead(load, _chunks(source, batch_size), workers)
 
@@ -343,12 +348,13 @@ def eval_pairs(
   batch_size: int,
   workers: int | None = None,
   columns: columns_lib.Columns | None = None,
+  sizes: bool = False,
 ) -> Iterator[dict[str, Any]]:
   """Each example with its first caption: what `eval_images` and `eval_texts` yield.
 
   And the columns, if there are any.
   """
-  op = _parse_square(pp)
+  op = pp_lib.parse(pp) if sizes else _parse_square(pp)
   more = columns or columns_lib.Columns()
 
   def load(indices):
@@ -360,7 +366,7 @@ def eval_pairs(
       for r, caption in zip(raw, first, strict=True)
     ]
     ids, mask = tokenizer.encode([row["caption"] for row in rows])
-    batch = {"image": stack(rows), "text": ids, "text_mask": mask}
+    batch = {"image": stack(rows), "text": ids, "text_mask": mask, **_sizes(rows)}
     batch |= more.batch(rows, tokenizer)
     batch = _filled(batch | _ids(rows, indices), batch_size)
     return batch | {"caption": _fill([_text(c) for c in first], batch_size)}
@@ -400,6 +406,12 @@ def _parse_square(pp):
 def _chunks(source, batch_size):
   for start in range(0, len(source), batch_size):
     yield np.arange(start, min(start + batch_size, len(source)))
+
+
+def _sizes(rows):
+  if "image_size" not in rows[0]:
+    return {}
+  return {"image_size": np.stack([row["image_size"] for row in rows])}
 
 
 def _ids(rows, indices):

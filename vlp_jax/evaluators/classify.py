@@ -12,6 +12,7 @@ import numpy as np
 
 from vlp_jax.data import columns as columns_lib
 from vlp_jax.data import pipeline
+from vlp_jax.data import pp as pp_lib
 from vlp_jax.evaluators import placement
 
 
@@ -45,22 +46,30 @@ class Evaluator:
       )
     wanted = {"it": pretrainer.objectives[self.objective]}
     columns = columns_lib.of(wanted, res=pretrainer.model.image.res)
+    if "label" not in columns.specs:
+      raise ValueError(
+        f"evals (classify): objectives.{self.objective} has no classes that a label"
+        " names: name one of objectives/classify.py or pair_classify.py."
+      )
+    sized = pp_lib.leaves_sizes(pp)
 
     def predict(m, batch):
-      image = m.model.encode_image(batch["image"])
+      sizes = [(batch[k],) if k in batch else () for k in ("image_size", "image2_size")]
+      image = m.model.encode_image(batch["image"], *sizes[0])
       text = m.model.words(batch["text"], batch["text_mask"])
       objective = m.objectives[self.objective]
-      return objective.predict(m.model, image, text, batch.get("image2"))
+      return objective.predict(m.model, image, text, batch.get("image2"), *sizes[1])
 
     def classes(params, batch):
       logits = pretrainer.apply({"params": params}, batch, method=predict)
       return logits.argmax(axis=1)
 
-    names = ("image", "text", "text_mask", "image2")
+    names = ("image", "text", "text_mask", "image2", "image_size", "image2_size")
+    more = {"sizes": True} if sized else {}
 
     def batches():
       found = pipeline.eval_pairs(
-        source, pp, tokenizer, batch_size=batch_size, columns=columns
+        source, pp, tokenizer, batch_size=batch_size, columns=columns, **more
       )
       for batch in found:
         note = (batch["label"], batch["valid"])

@@ -41,7 +41,12 @@ class Evaluator:
     """Binds model and data, and makes the functions that are compiled once."""
     place = placement.Placement(mesh)
     place.check(batch_size)
-    pairs.check("itm", self.pairs, self.objective, pretrainer)
+    pairs.check("itm", self.pairs, self.objective, pretrainer, "logits")
+    if pretrainer.model.embed_dim is None:
+      raise ValueError(
+        "evals (itm): the most similar wrong caption is found in a contrastive space,"
+        " which the model lacks (model.embed_dim=None): leave this evaluation out."
+      )
 
     def batches():
       return pipeline.eval_pairs(source, pp, tokenizer, batch_size=batch_size)

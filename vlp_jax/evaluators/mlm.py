@@ -56,7 +56,7 @@ class Evaluator:
     """Binds model and data, and makes the functions that are compiled once."""
     place = placement.Placement(mesh)
     place.check(batch_size)
-    pairs.check("mlm", self.pairs, self.objective, pretrainer)
+    pairs.check("mlm", self.pairs, self.objective, pretrainer, "predict")
     if isinstance(self.words, str) and self.words not in ("attributes", "all"):
       raise ValueError(
         f'evals (mlm): words="{self.words}": want "attributes", "all" or a list.'

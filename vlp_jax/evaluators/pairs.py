@@ -30,12 +30,14 @@ class Encoder:
   columns: tuple[str, ...]
 
   def __call__(self, params: Any, batches: Iterable[dict]) -> dict[str, Any]:
-    """Host arrays of the valid rows: "z" float32 [n, E], "tokens", and the columns."""
+    """Host arrays of the valid rows: "z" float32 [n, E], None where there is no such
+    space, "tokens", and the columns."""
     args = ((b, self.place.split(tuple(b[k] for k in self.keys))) for b in batches)
     parts = []
     for batch, (z, tokens) in self.place.run(self.encode, params, args):
       row = {k: np.asarray(batch[k]) for k in self.columns}
-      row |= {"z": np.asarray(z, np.float32), "tokens": tokens}
+      z = None if z is None else np.asarray(z, np.float32)
+      row |= {"z": z, "tokens": tokens}
       parts.append(placement.take(row, np.flatnonzero(batch["valid"])))
     if not parts:
       raise ValueError("evals: the data source has no examples.")
@@ -48,17 +50,22 @@ def image_encoder(
   *,
   columns: tuple[str, ...] = (),
   tokens: bool = True,
+  sized: bool = False,
 ) -> Encoder:
-  """Encoder of images; `tokens` says whether what fusion needs is kept on the host."""
+  """Encoder of images; `tokens` says whether what fusion needs is kept on the host.
 
-  def encode(params, image):
-    def call(m, image):
-      out = m.model.encode_image(image)
+  sized: the batches have the "image_size" of images that are padded.
+  """
+
+  def encode(params, image, *size):
+    def call(m, image, *size):
+      out = m.model.encode_image(image, *size)
       return m.model.embed_image(out), out if tokens else None
 
-    return pretrainer.apply({"params": params}, image, method=call)
+    return pretrainer.apply({"params": params}, image, *size, method=call)
 
-  return Encoder(place.jit(encode), place, ("image",), columns)
+  keys = ("image", "image_size") if sized else ("image",)
+  return Encoder(place.jit(encode), place, keys, columns)
 
 
 def text_encoder(
@@ -148,13 +155,24 @@ def fuser(
   return Fuser(place.jit(fuse), place, step)
 
 
-def check(name: str, pairs: int, objective: str | None, pretrainer: Any) -> None:
-  """Raises ValueError if there is no such objective, or no pair in a step."""
+def check(
+  name: str, pairs: int, objective: str | None, pretrainer: Any, method: str
+) -> None:
+  """Raises ValueError if no objective of that name has the method, or no pair is in a
+  step."""
   if pairs < 1:
     raise ValueError(f"evals ({name}): pairs={pairs}: want 1 or more.")
   if objective is not None and objective not in pretrainer.objectives:
     raise ValueError(
       f'evals ({name}): objective="{objective}" is not among the objectives of the'
       f" config, {sorted(pretrainer.objectives)}: name one of those, or leave this"
+      " evaluation out."
+    )
+  if objective is None:
+    return
+  if not callable(getattr(pretrainer.objectives[objective], method, None)):
+    raise ValueError(
+      f'evals ({name}): objective="{objective}" is of another kind, without {method}:'
+      f" name one of {sorted(pretrainer.objectives)} that has it, or leave this"
       " evaluation out."
     )

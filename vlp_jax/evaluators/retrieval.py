@@ -1,7 +1,9 @@
-"""Zero-shot image-text retrieval, by ITC alone and re-ranked by ITM.
+"""Zero-shot image-text retrieval, by ITC alone and re-ranked by ITM; or by all pairs.
 
 ALBEF's Retrieval.py, `evaluation` and `itm_eval`
-(https://github.com/salesforce/ALBEF, section 4 of arXiv:2107.07651).
+(https://github.com/salesforce/ALBEF, section 4 of arXiv:2107.07651). Where there is no
+contrastive space, every image is fused with every text: ViLT's and METER's
+modules/objectives.py `compute_irtr_recall`.
 
 Shape letters: I images, T texts, K candidates.
 """
@@ -13,12 +15,15 @@ import jax
 import numpy as np
 
 from vlp_jax.data import pipeline
+from vlp_jax.data import pp as pp_lib
 from vlp_jax.evaluators import pairs
 from vlp_jax.evaluators import placement
 from vlp_jax.ops import metrics
 
 # Score of what was not re-ranked, in the official code.
 NOT_RANKED = -100.0
+# Of all pairs, so many are laid out at once.
+BLOCK = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +31,14 @@ class Result:
   """What the last evaluation saw, for the report.
 
   Attributes:
-    similarity: float32 [I, T], of ITC.
+    similarity: float32 [I, T], of ITC; None where all pairs are fused.
     score_i2t, score_t2i: float32 [I, T] and [T, I], what the final ranking is made of:
-      ITM where it re-ranked, otherwise the similarity.
+      ITM where it re-ranked or scored all, otherwise the similarity.
     text_to_image: int [T], a row of the images.
     captions: T strings. image_id, example_index: int [I].
   """
 
-  similarity: np.ndarray
+  similarity: np.ndarray | None
   score_i2t: np.ndarray
   score_t2i: np.ndarray
   text_to_image: np.ndarray
@@ -52,12 +57,17 @@ class Evaluator:
   Attributes:
     rerank: K, how many candidates of each query ITM scores anew; 0: ITC alone. Below
       10 candidates, R@10 counts ties.
-    objective: the name of the ITM objective in the config.
+    all_pairs: the objective scores each image with each text, for models without a
+      contrastive space. It takes images times texts passes of the fusion: ViLT's
+      EVAL.md says 35 hours of 8 GPUs for COCO.
+    objective: the name of the objective in the config that scores a pair: of
+      objectives/itm.py, or text_rank.py, as ViLT's is after fine-tuning.
     add_similarity: adds the similarity to the ITM logit, as BLIP does; ALBEF does not.
     pairs: how many are fused in one step; bounds memory.
   """
 
   rerank: int = 0
+  all_pairs: bool = False
   objective: str = "itm"
   add_similarity: bool = False
   pairs: int = 256
@@ -77,21 +87,29 @@ class Evaluator:
     place.check(batch_size)
     if self.rerank < 0:
       raise ValueError(f"evals (retrieval): rerank={self.rerank}: want 0 or more.")
-    pairs.check(
-      "retrieval", self.pairs, self.objective if self.rerank else None, pretrainer
-    )
+    scores = bool(self.rerank) or self.all_pairs
+    wanted = self.objective if scores else None
+    pairs.check("retrieval", self.pairs, wanted, pretrainer, "score")
+    self._check_space(pretrainer)
     self.last = None
-    self._images = lambda: pipeline.eval_images(source, pp, batch_size=batch_size)
+    sized = pp_lib.leaves_sizes(pp)
+    more = {"sizes": True} if sized else {}
+    self._images = lambda: pipeline.eval_images(
+      source, pp, batch_size=batch_size, **more
+    )
     self._texts = lambda: pipeline.eval_texts(
       source, pp, tokenizer, batch_size=batch_size
     )
     # Tokens leave the device only for those who fuse them.
-    tokens = bool(self.rerank)
     self._encode_images = pairs.image_encoder(
-      pretrainer, place, columns=("image_id", "example_index"), tokens=tokens
+      pretrainer,
+      place,
+      columns=("image_id", "example_index"),
+      tokens=scores,
+      sized=sized,
     )
     self._encode_texts = pairs.text_encoder(
-      pretrainer, place, columns=("image_id", "caption"), tokens=tokens
+      pretrainer, place, columns=("image_id", "caption"), tokens=scores
     )
 
     def score(m, images, texts):
@@ -100,14 +118,20 @@ class Evaluator:
     self._score = pairs.fuser(pretrainer, place, score, step=self.pairs)
 
   def __call__(self, params: Any) -> dict[str, float]:
-    """Percentages "itc/i2t_r1" … "itc/mean", "itm/…" where re-ranked, "chance/…"."""
+    """Percentages "itc/i2t_r1" … "itc/mean", "itm/…" where re-ranked, or "all/…" of all
+    pairs alone, and "chance/…"."""
     images = self._encode_images(params, self._images())
     texts = self._encode_texts(params, self._texts())
     image_row, text_row, owner = match(images["image_id"], texts["image_id"])
     images, texts = placement.take(images, image_row), placement.take(texts, text_row)
-    similarity = images["z"] @ texts["z"].T
-    out = _named("itc", metrics.retrieval_recall(similarity, similarity.T, owner))
-    i2t, t2i = similarity, similarity.T
+    if self.all_pairs:
+      similarity, name = None, "all"
+      i2t = self._score_all(params, images["tokens"], texts["tokens"])
+      t2i = i2t.T
+    else:
+      similarity, name = images["z"] @ texts["z"].T, "itc"
+      i2t, t2i = similarity, similarity.T
+    out = _named(name, metrics.retrieval_recall(i2t, t2i, owner))
     if self.rerank:
       i2t, t2i = self._rerank(params, similarity, images["tokens"], texts["tokens"])
       out |= _named("itm", metrics.retrieval_recall(i2t, t2i, owner))
@@ -122,6 +146,38 @@ class Evaluator:
       example_index=images["example_index"],
     )
     return out
+
+  def _check_space(self, pretrainer):
+    """That what is asked for is what the model has."""
+    if self.all_pairs and self.rerank:
+      raise ValueError(
+        f"evals (retrieval): all_pairs=True leaves nothing to rerank={self.rerank}: say"
+        " one of them."
+      )
+    if not self.all_pairs and pretrainer.model.embed_dim is None:
+      raise ValueError(
+        "evals (retrieval): the model has no contrastive space (model.embed_dim=None):"
+        " say all_pairs=True, which fuses every image with every text, or leave this"
+        " evaluation out."
+      )
+
+  def _score_all(self, params, images, texts):
+    """float32 [I, T] of every pair, by blocks of images."""
+    count, words = len(jax.tree.leaves(images)[0]), len(jax.tree.leaves(texts)[0])
+    rows = max(1, BLOCK // words)
+    parts = []
+    for start in range(0, count, rows):
+      some = np.arange(start, min(start + rows, count))
+      scores = self._score(
+        params,
+        images,
+        texts,
+        np.repeat(some, words),
+        np.tile(np.arange(words), len(some)),
+        per_image=words,
+      )
+      parts.append(scores.reshape(len(some), words))
+    return np.concatenate(parts).astype(np.float32)
 
   def _rerank(self, params, similarity, images, texts):
     """(score_i2t [I, T], score_t2i [T, I]): ITM of each query's first K, -100 else."""

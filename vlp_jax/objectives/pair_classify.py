@@ -47,9 +47,9 @@ class Objective(nn.Module):
     right = jnp.argmax(logits, axis=1) == labels
     return reduce.Mean.of(losses), {"accuracy": reduce.Mean.of(right)}
 
-  def predict(self, model, image, text, image2) -> jax.Array:
+  def predict(self, model, image, text, image2, image2_size=None) -> jax.Array:
     """float32 [B, C]: logits without dropout; image2 is not encoded yet."""
-    second = model.encode_image(image2)
+    second = model.encode_image(image2, image2_size)
     return self.logits(model, image, second, text)
 
   def logits(self, model, first, second, text, *, train=False) -> jax.Array:

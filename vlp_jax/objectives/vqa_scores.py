@@ -47,6 +47,10 @@ class Objective(nn.Module):
     given = jnp.take_along_axis(scores, best[:, None], axis=1)[:, 0]
     return reduce.Mean.of(losses), {"score": reduce.Mean.of(given)}
 
+  def predict(self, model, image, text) -> jax.Array:
+    """float32 [B, C]: logits of image and question Tokens, without dropout."""
+    return self.logits(model, image, text)
+
   def logits(self, model, image, text, *, train=False) -> jax.Array:
     """float32 [B, C] of image and question Tokens."""
     fused = model.fuse(image, text, train=train)

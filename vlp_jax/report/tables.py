@@ -10,6 +10,7 @@ KS = (1, 5, 10)
 RETRIEVAL = {
   "itc": "ITC alone",
   "itm": "ITM re-ranked",
+  "all": "every pair fused",
   "chance": "chance",
 }
 
@@ -30,11 +31,13 @@ class Table:
 
 def tables(results: Results) -> list[Table]:
   """The tables of an evaluation's results, {evaluation: {metric: value}}."""
-  out = [_retrieval(name, v) for name, v in results.items() if "itc/mean" in v]
-  out += [_itm(name, v) for name, v in results.items() if "accuracy_hard" in v]
-  out += [_mlm(name, v) for name, v in results.items() if "accuracy_blank" in v]
-  known = ("itc/mean", "accuracy_hard", "accuracy_blank")
-  rest = {n: v for n, v in results.items() if v and not any(k in v for k in known)}
+  out = [
+    make(name, values)
+    for key, make in KINDS.items()
+    for name, values in results.items()
+    if key in values
+  ]
+  rest = {n: v for n, v in results.items() if v and not any(k in v for k in KINDS)}
   return out + [_plain(name, values) for name, values in rest.items()]
 
 
@@ -100,9 +103,42 @@ def _mlm(name, values):
   )
 
 
+def _caption(name, values):
+  kinds = [f"bleu_{n}" for n in (1, 2, 3, 4)] + ["rouge_l", "cider"]
+  return Table(
+    f"{name}: captions",
+    ("", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr"),
+    (("written", *(percent(values[kind]) for kind in kinds)),),
+    note="In hundredths. METEOR and SPICE, which are Java programs, are left out.",
+  )
+
+
+def _answers(name, values):
+  types = {k: v for k, v in values.items() if k.startswith("answer_type/")}
+  heads = [key.partition("/")[2] for key in types]
+  cells = [percent(value) for value in (values["vqa_accuracy"], *types.values())]
+  return Table(
+    f"{name}: answers (VQA accuracy), %",
+    ("", "all", *heads),
+    ((f"{values['questions']:,.0f} questions", *cells),),
+    note="An answer that three of the others gave is right, one that two gave 2/3.",
+  )
+
+
 def _plain(name, values):
   rows = tuple((key, f"{value:.4g}") for key, value in values.items())
   return Table(name, ("", "value"), rows)
+
+
+# A metric that says what kind of table the results are.
+KINDS = {
+  "itc/mean": _retrieval,
+  "all/mean": _retrieval,
+  "accuracy_hard": _itm,
+  "accuracy_blank": _mlm,
+  "cider": _caption,
+  "vqa_accuracy": _answers,
+}
 
 
 def _text(each: Table) -> str:

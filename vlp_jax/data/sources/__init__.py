@@ -18,5 +18,8 @@ and a raw example is a dict of
   label: int, image2: bytes, answers: {text: weight}: only of data of a task; see
     data/columns.py
 
+A source of tasks also has source.notes(indices), what the official evaluation of
+answers wants of a question; see task.py.
+
 `read` is called by several threads at once.
 """

@@ -9,6 +9,8 @@ import pathlib
 import numpy as np
 
 TEXTS = ("caption", "sentence", "question")
+# What a row may say of its question, for the official files and tables.
+NOTES = ("question_id", "question_type", "answer_type")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +52,16 @@ class Source:
     """The texts, without reading the images."""
     return [self._rows[int(index)][2][0] for index in indices]
 
+  def notes(self, indices: np.ndarray) -> list[dict]:
+    """What rows say of their questions, without reading images.
+
+    `NOTES` where a row has them, and "given": the answers of each person, where they
+    are a list.
+    """
+    return [self._rows[int(index)][4] for index in indices]
+
   def _example(self, index):
-    images, number, captions, more = self._rows[index]
+    images, number, captions, more, _ = self._rows[index]
     example = {"captions": captions, "image_id": number, "key": str(images[0]), **more}
     try:
       example["image"] = images[0].read_bytes()
@@ -65,7 +75,7 @@ class Source:
 
   @functools.cached_property
   def _rows(self):
-    """[(image paths, image id, [text], {label and answers})] in the tables' order."""
+    """[(image paths, image id, [text], {label and answers}, notes)] in their order."""
     rows, ids = [], {}
     for name in self.path.split(","):
       path = pathlib.Path(name.strip())
@@ -88,7 +98,7 @@ class Source:
         number = ids.setdefault(files[0], len(ids))
         more = self._label(row, path, where) | self._answers(row, path, where)
         more |= self._scores(row, path, where)
-        rows.append((files, number, texts[:1], more))
+        rows.append((files, number, texts[:1], more, _notes(row)))
     return rows
 
   def _label(self, row, path, where):
@@ -135,6 +145,12 @@ class Source:
         f" 1}}; has {str(scores)[:80]}."
       )
     return {"answer_scores": found}
+
+
+def _notes(row):
+  notes = {name: row[name] for name in NOTES if name in row}
+  answers = row.get("answers", row.get("answer"))
+  return notes | ({"given": answers} if isinstance(answers, list) else {})
 
 
 def _table(path):
