@@ -22,6 +22,7 @@ CLS = "embeddings.cls_token"
 SIGNATURE = (
   r"(vit\.|deit\.|)embeddings\.patch_embeddings\.projection\.weight",
   r"(vit\.|deit\.|)encoder\.layer\.0\.attention\.attention\.query\.weight",
+  r"!.*text_embeddings\..*",
 )
 KINDS = ("vit", "deit")
 HEADS = ("pooler", "classifier")
