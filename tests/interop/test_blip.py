@@ -4,6 +4,7 @@ What a model computes with them is in tests/test_parity_blip*.py and _coca.py.
 """
 
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -168,3 +169,22 @@ def of_trunk(name):
   """Tensors of the ViT before its pooling."""
   trunk = ("class_", "positional", "conv1", "ln_pre", "transformer", "attn_pool.ln_k")
   return name.startswith(tuple(f"visual.{part}" for part in trunk))
+
+
+def test_two_images_from_a_file_of_one(tmp_path):
+  """Both cross-attentions begin as the one; the merging layers and the head do not."""
+  one = {}
+  for name, x in reader.load(file_of("nlvr")).items():
+    if not re.search("self1|dense1|merge_layer|cls_head", name):
+      one[name.replace("self0", "self").replace("dense0", "dense")] = x
+  reader.save(tmp_path / "one.safetensors", one)
+  want = blip.load(file_of("nlvr"), **HEADS).params
+  fresh = ["objectives_classify/.*", ".*/merge/.*"]
+  got = blip.init(abstract(want), path=tmp_path / "one.safetensors", fresh=fresh)
+  for name in ("lower", "upper"):
+    theirs = want["model"]["fusion"][name]["blocks"]["cross_0"]
+    for k in range(2):
+      ours = got["model"]["fusion"][name]["blocks"][f"cross_{k}"]
+      jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+  merge = got["model"]["fusion"]["upper"]["blocks"]["merge"]["kernel"]
+  assert isinstance(merge, jax.ShapeDtypeStruct)

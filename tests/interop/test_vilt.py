@@ -99,3 +99,21 @@ def test_load_refuses_what_is_not_vilt(tmp_path):
     vilt.load(path)
   with pytest.raises(ValueError, match="say num_heads="):
     vilt.load(PATH)
+
+
+def test_what_tasks_begin_with(params):
+  """The rank is the matching head's "match"; a second image is as the first."""
+  shapes = abstract(params)
+  del shapes["objectives_itm"], shapes["objectives_mlm"]
+  width = params["model"]["fusion"]["type"]["embedding"].shape[1]
+  leaf = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)
+  shapes["model"]["fusion"]["type"]["embedding"] = leaf(3, width)
+  shapes["objectives_text_rank"] = {"head": dict(kernel=leaf(width, 1), bias=leaf(1))}
+  got = vilt.init(shapes, path=PATH, skip=[r"(mlm|itm)_score\..*"])
+  theirs = reader.load(PATH)
+  rank = got["objectives_text_rank"]["head"]
+  np.testing.assert_array_equal(rank["kernel"].T, theirs["itm_score.fc.weight"][1:])
+  np.testing.assert_array_equal(rank["bias"], theirs["itm_score.fc.bias"][1:])
+  types, own = got["model"]["fusion"]["type"]["embedding"], params["model"]["fusion"]
+  np.testing.assert_array_equal(types[:2], own["type"]["embedding"])
+  np.testing.assert_array_equal(types[2], types[1])

@@ -172,11 +172,13 @@ def init(
 
   The table of image positions is resized to the model's grid, as the official code
   does it. Averages and queues are left out. Arguments and errors as of `albef.init`:
-  a retrieval model from a pretraining file skips `text_decoder\\..*`.
+  a retrieval model from a pretraining file skips `text_decoder\\..*`. Both
+  cross-attentions of an NLVR2 model begin as the one of a pretraining file.
   """
   shape, sizes = shape_and_sizes(abstract_params)
+  tensors = reader.load(path, key=key)
   return rules.from_theirs(
-    reader.load(path, key=key),
+    tensors if shape.twin is None else _twins(tensors),
     parameter_rules(shape),
     sizes=sizes,
     shapes=abstract_params,
@@ -364,6 +366,20 @@ def _twin_rules(fusion, shape):
       merge = f"{cross}output.merge_layer."
       table += towers.linear_rules(merge, f"{ours}/merge", "(2 D')", "D", layers)
   return table
+
+
+def _twins(tensors):
+  """Cross-attentions twice, as models/blip_nlvr.py `load_checkpoint` makes them."""
+  out = {}
+  for name, x in tensors.items():
+    copies = [
+      name.replace(part, f"{part[:-1]}{k}.")
+      for part in (".crossattention.self.", ".crossattention.output.dense.")
+      if part in name
+      for k in range(2)
+    ]
+    out |= dict.fromkeys(copies or [name], x)
+  return out
 
 
 def _own(rule):

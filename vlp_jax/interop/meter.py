@@ -122,7 +122,8 @@ def init(
   """Parameters of a model from an official file: `c.init = dict(type="meter", path=…)`.
 
   The table of image positions is resized to the model's grid as the official
-  `adapt_position_encoding` does it (bicubic).
+  `adapt_position_encoding` does it (bicubic). What tasks begin with is as of
+  `vilt.init`.
 
   Args:
     abstract_params: the model's tree, without boxes; leaves have shape and dtype.
@@ -136,7 +137,7 @@ def init(
   """
   table, sizes = _table(abstract_params)
   return rules.from_theirs(
-    reader.load(path, key=key),
+    vilt.with_rank(reader.load(path, key=key), abstract_params),
     table,
     sizes=sizes,
     shapes=abstract_params,
@@ -178,7 +179,10 @@ def _rules(*, depth_image, depth_text, depth_fusion, heads):
       "cross_modal_image_transform.", f"{fusion}/image_proj", "W", "X"
     ),
     rules.Rule(
-      "token_type_embeddings.weight", f"{fusion}/type/embedding", "R X -> R X"
+      "token_type_embeddings.weight",
+      f"{fusion}/type/embedding",
+      "R X -> R X",
+      fit=vilt.second_image,
     ),
   ]
   for name in ("text", "image"):

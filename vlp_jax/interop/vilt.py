@@ -98,6 +98,9 @@ def init(
 ) -> dict[str, Any]:
   """Parameters of a model from an official file: `c.init = dict(type="vilt", path=…)`.
 
+  As the official code does it, the type of a second image (NLVR2) begins as that of the
+  first, and the head of `text_rank` as the matching head's row of "match".
+
   Args:
     abstract_params: the model's tree, without boxes; leaves have shape and dtype.
     path, key: see `reader.load`.
@@ -110,7 +113,7 @@ def init(
   """
   table, sizes = _table(abstract_params)
   return rules.from_theirs(
-    reader.load(path, key=key),
+    with_rank(reader.load(path, key=key), abstract_params),
     table,
     sizes=sizes,
     shapes=abstract_params,
@@ -130,7 +133,10 @@ def _rules(depth, heads):
       "text_embeddings.word_embeddings.weight", f"{words}/word/embedding", "V W -> V W"
     ),
     rules.Rule(
-      "token_type_embeddings.weight", f"{fusion}/type/embedding", "R W -> R W"
+      "token_type_embeddings.weight",
+      f"{fusion}/type/embedding",
+      "R W -> R W",
+      fit=second_image,
     ),
     *towers.linear_rules("pooler.dense.", f"{fusion}/pool/dense", "W", "W'"),
     *(rule for head in heads for rule in head_rules(head, "W")),
@@ -155,6 +161,28 @@ def head_rules(head: str, width: str) -> rules.Table:
       theirs, f"{ours}/head", "P", "2" if head == "itm" else "1"
     )
   return towers.classifier_rules(theirs.removesuffix("0."), f"{ours}/head")
+
+
+def with_rank(
+  tensors: Mapping[str, np.ndarray], params: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+  """The tensors, and a `rank_output` of the matching head's where `params` wants one.
+
+  vilt_module.py and meter_module.py `__init__`.
+  """
+  rank, match = HEADS["text_rank"], HEADS["itm"]
+  wanted = "objectives_text_rank" in params and f"{rank}weight" not in tensors
+  if not wanted or f"{match}weight" not in tensors:
+    return dict(tensors)
+  leaves = ("weight", "bias")
+  return tensors | {f"{rank}{leaf}": tensors[f"{match}{leaf}"][1:] for leaf in leaves}
+
+
+def second_image(types: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """A table of two types as one of three, for `rules.Rule.fit`."""
+  if types.shape[0] == 2 and shape[0] == 3:
+    return np.concatenate([types, types[1:]])
+  return types
 
 
 def _refuse_grid(table, shape):
