@@ -81,6 +81,53 @@ def albef_task(task, *, tiny, batch, epochs, length, lr=2e-5, warmup="100 steps"
   return c
 
 
+def task_of(config, task, *, tiny, batch, epochs, **optim):
+  """A pretraining config for a task of its own table, at 10 % warm-up (ViLT, METER).
+
+  Numbers: task_finetune_* of dandelin/ViLT vilt/config.py, zdou0830/METER meter/
+  config.py. Objectives are the task's to say.
+
+  Args:
+    config: of pretraining; changed.
+    task: table in data/ without "_train.json".
+    optim: fields of config.optim.
+  """
+  config.batch_size = 8 if tiny else batch
+  config.total = "4 steps" if tiny else f"{epochs} epochs"
+  config.data.source = dict(type="task", path=f"data/{task}_train.json")
+  config.optim.update(warmup="1 step" if tiny else "10%", **optim)
+  return config
+
+
+def blip_task(config, task, *, res, epochs, lr, length, words=30, **init):
+  """BLIP's pretraining config for a task at `res` pixels, of batches of 256.
+
+  Numbers: salesforce/BLIP configs/*.yaml and train_*.py: a cosine to zero without
+  warm-up, no teacher. Objectives are the task's to say.
+
+  Args:
+    config: of pretraining, maybe tiny; changed.
+    task: table in data/ without "_train.json".
+    words: that a text keeps.
+    init: fields of config.init beside type and path.
+  """
+  tiny = config.model.image.res < 224
+  res = config.model.image.res = 32 if tiny else res
+  config.batch_size = 8 if tiny else 256
+  config.total = "4 steps" if tiny else f"{epochs} epochs"
+  tokens = dict(type="wordpiece", path="bert-base-uncased", length=length, roles=True)
+  config.tokenizer = tokens
+  del config.ema_decay
+  config.model.embed_dim = None
+  config.data.source = dict(type="task", path=f"data/{task}_train.json")
+  crop = f"random_resized_crop({res}, min_area=0.5)|flip|randaugment(2, 5)"
+  config.data.pp = f"decode|{crop}|clean({words}, paper='blip')"
+  config.optim = dict(lr=lr, weight_decay=0.05, undecayed=None)
+  if not tiny:
+    config.init = dict(type="blip", path="model_base_14M.pth", key="model", **init)
+  return config
+
+
 def tables(type, *, pp="decode|resize(384)|clean(30)", **files):
   """Evaluations after every epoch, of tables in data/ that are as the training one."""
   return {

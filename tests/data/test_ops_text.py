@@ -28,6 +28,8 @@ def test_clean_is_a_word_about_the_caption_alone():
   assert out == {"image": b"untouched", "caption": "a dog like"}
   out = pp.parse_captions("clean(2, paper='blip')")(example, None)
   assert out["caption"] == "a dog-like"
+  out = pp.parse_captions("clean(2)|prompt('a picture of ')")(example, None)
+  assert out["caption"] == "a picture of a dog"
   out = pp.parse_captions("clean")({"caption": "x " * 40}, None)
   assert out["caption"] == " ".join(["x"] * 30)
 

@@ -22,6 +22,16 @@ def clean(max_words: int = 30, paper: Paper = "albef") -> Op:
   return op
 
 
+def prompt(text: str) -> Op:
+  """Puts words before the caption: BLIP's captioner has "a picture of "."""
+
+  def op(example, rng):
+    del rng
+    return example | {"caption": text + example["caption"]}
+
+  return op
+
+
 def pre_caption(text: str, max_words: int, *, paper: Paper = "albef") -> str:
   """A caption as salesforce/ALBEF dataset/utils.py or BLIP data/utils.py leaves it."""
   if paper == "blip":
