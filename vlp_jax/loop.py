@@ -111,6 +111,7 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
   profiler = _profiler(job)
   results: dict[str, dict[str, float]] = {}
   with (
+    contextlib.closing(batches),
     contextlib.closing(writer),
     preemption.Stop() as stop,
     sharding.use(job.mesh, job.sharding),

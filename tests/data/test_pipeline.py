@@ -341,6 +341,33 @@ def test_mistakes_are_told_before_anything_is_read():
     make(seed=-1)
 
 
+def test_batches_dropped_while_more_are_prepared():
+  """TensorFlow would wait, with Python's lock, for a thread that wants the lock."""
+  script = """
+    import time
+    from tests.data import pictures
+    from vlp_jax.data import pipeline
+    class Slow(pictures.Tokenizer):
+      def encode(self, captions):
+        time.sleep(0.02)
+        return super().encode(captions)
+    for i in range(8):
+      made = pipeline.train_batches(
+          pictures.source(10), "decode|resize(8)", Slow(), batch_size=4, seed=i)
+      next(made)
+      if i % 2:
+        made.close()
+        assert not list(made)
+    """
+  root = str(pathlib.Path(__file__).parents[2])
+  subprocess.run(
+    [sys.executable, "-c", textwrap.dedent(script)],
+    env={**os.environ, "PYTHONPATH": root, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    check=True,
+    timeout=60,
+  )
+
+
 # --- Evaluation -----------------------------------------------------------------------
 
 EVAL = "decode|resize(8)"

@@ -14,6 +14,7 @@ import dataclasses
 import logging
 import os
 from typing import Any
+import weakref
 
 import numpy as np
 import tensorflow as tf
@@ -145,6 +146,7 @@ def train_batches(
   loader = _Loader(source, op, tokenizer, seed, more)
   kinds = COLUMNS | {name: tf.as_dtype(x.dtype) for name, x in more.empty().items()}
   loaded: dict[int, Any] = {}  # what is to be told of a batch, by its first position
+  more_wanted = tf.Variable(True, trainable=False)
 
   def load(begin, positions, indices):
     try:
@@ -168,12 +170,13 @@ def train_batches(
   options.deterministic = True
   options.threading.private_threadpool_size = parallel + 1
   steps = tf.data.Dataset.range(first, tf.int64.max, batch_size)
+  steps = steps.take_while(lambda _: more_wanted.read_value())
   data = steps.map(step, num_parallel_calls=parallel).prefetch(2).with_options(options)
-  return TrainBatches(data, loaded, Bad(max_bad), tuple(kinds))
+  return TrainBatches(data, loaded, Bad(max_bad), tuple(kinds), more_wanted)
 
 
 class TrainBatches:
-  """The iterator of `train_batches`.
+  """The iterator of `train_batches`, to be closed or to be dropped after use.
 
   Attributes:
     bad: {reason: number} of broken records in the batches so far.
@@ -185,8 +188,10 @@ class TrainBatches:
     loaded: dict[int, Any],
     bad: Bad,
     names: tuple[str, ...],
+    more_wanted: tf.Variable,
   ):
     self._iterator = data.as_numpy_iterator()
+    self._end = weakref.finalize(self, _end, self._iterator, more_wanted)
     self._names = names
     self._loaded = loaded
     self._bad = bad
@@ -203,6 +208,18 @@ class TrainBatches:
     batch = dict(zip(self._names, columns, strict=True)) | extra
     self._bad.add(len(batch["image_id"]), broken)
     return batch
+
+  def close(self) -> None:
+    """Ends what is being prepared; there are no batches after it."""
+    self._end()
+
+
+def _end(iterator, more_wanted):
+  # TensorFlow destroys an iterator with Python's lock held, and waits in it for its
+  # threads: were one of them in Python then, both would wait for ever.
+  more_wanted.assign(False)
+  for _ in iterator:
+    pass
 
 
 def shuffled(positions: tf.Tensor, size: int, seed: int) -> tf.Tensor:
