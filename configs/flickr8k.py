@@ -16,9 +16,9 @@ def get_config(arg=""):
   act = "gelu" if large else "gelu_tanh"
   tower = parts.size("S" if large else "tiny" if tiny else "nano", init_std=None)
   c = parts.base(seed=0, batch_size=256 if large else 128)
-  c.total = "100 epochs" if large else "20 steps" if tiny else "1200 steps"
-  pieces = dict(vocab_size=4_000, model_type="bpe")
-  c.tokenizer = dict(type="sentencepiece", length=length, train=pieces)
+  c.total = "100 epochs" if large else "20 steps" if tiny else "1300 steps"
+  pieces = dict(train=dict(vocab_size=4_000, model_type="bpe"))
+  c.tokenizer = dict(pieces, type="sentencepiece", length=length)
   # Convolutions see sooner than linear patches; norms before the layers learn faster.
   image = dict(tower, patch=16, res=res, stem="conv", drop_path=drop, act=act)
   words = dict(norm="pre", dropout=drop, act=act)
@@ -29,14 +29,16 @@ def get_config(arg=""):
   c.model.update(dtype="bfloat16" if large else "float32", unroll=6)
   soft = dict(distill=0.4, distill_ramp="20%") if large else {}
   itc, mlm = dict(soft, queue=4_096 * large), dict(soft, rate=0.25, max_masked=8)
-  c.objectives = dict(itc=itc, itm=dict(negatives="hard"), mlm=mlm)
+  itm = dict(negatives="hard", layout="triples" if large else "half")
+  c.objectives = dict(itc=itc, itm=itm, mlm=mlm)
   c.ema_decay = 0.995 if large else None
-  crop = f"random_resized_crop({res}, min_area=0.3)|flip|randaugment({1 + large}, {5 + 2 * large})"
+  augment = "flip|randaugment(2, 7)" if large else "flip|randaugment(1, 5)"
+  crop = f"random_resized_crop({res}, min_area=0.3)"
   test = dict(source=dict(split="test"), pp=f"decode|resize({res})|clean(30)")
   source = dict(type="tfds", name="flickr8k", dir="data/flickr8k")
-  c.data = dict(source=source, pp=f"decode|{crop}|clean(30)")
+  c.data = dict(source=source, pp=f"decode|{crop}|{augment}|clean(30)")
   c.optim = dict(lr=6e-4, warmup="8%", b2=0.98, weight_decay=0.1, clip_norm=3.0)
-  ranked = dict(rerank=16, add_similarity=True, batch_size=100, data=test)
+  ranked = dict(rerank=16, add_similarity="scaled", batch_size=100, data=test)
   c.evals = dict(test=dict(type="retrieval", **ranked))
   c.checkpoint, c.log = dict(every="10%"), dict(every=10)
   return c

@@ -71,6 +71,7 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
     process_count=jax.process_count(),
     max_bad=config.data.max_bad,
     workers=config.data.workers,
+    block=config.data.block,
     columns=columns_lib.of(
       job.pretrainer.objectives, res=job.pretrainer.model.image.res
     ),

@@ -12,6 +12,7 @@ import pytest
 
 from tests import tiny
 from vlp_jax.ops import tree
+from vlp_jax.training import checkpoint as checkpoint_lib
 from vlp_jax.training import optim as optim_lib
 from vlp_jax.training import sharding as sharding_lib
 from vlp_jax.training import step as step_lib
@@ -374,3 +375,32 @@ def test_a_fresh_state_is_the_same_on_every_mesh(parts, start):
     np.testing.assert_allclose(
       value, tree.flatten(start)[path], rtol=1e-6, atol=1e-6, err_msg=path
     )
+
+
+def test_a_frozen_tower_has_a_place_and_comes_back(tmp_path):
+  # The optimiser keeps nothing of what it does not move: there is nothing to place.
+  module, batch = tiny.albef(depth=1, queue=QUEUE), like(tiny.batch(BATCH))
+  shapes = step_lib.abstract_params(module, batch)
+  config = optim_lib.Optim(weight_decay=0.1, multipliers=(("^model/image/", 0.0),))
+  tx, schedule = optim_lib.make(config, shapes, total_steps=10)
+  mesh, sharding = place("2x2x2")
+  fields = dict(ema=True, mesh=mesh, sharding=sharding)
+  where = step_lib.abstract_state(module, tx, batch, **fields)
+  state = step_lib.init_state(module, tx, batch, seed=0, **fields)
+  assert jax.tree.structure(state) == jax.tree.structure(where)
+  moments = {p for p in tree.flatten(state) if re.search("^opt_state/.*/mu/", p)}
+  assert moments and not any("/model/image/" in path for path in moments)
+  before = {k: np.asarray(v) for k, v in tree.flatten(state).items()}
+
+  checkpoints = checkpoint_lib.Checkpoints(tmp_path)
+  checkpoints.save(0, state, {"position": 0}, None)
+  checkpoints.finish()
+  state, _ = checkpoint_lib.Checkpoints(tmp_path).restore(where)
+  places = jax.tree.map(lambda x: x.sharding, where)
+  take = step_lib.make_train_step(module, tx, seed=0, ema_decay=0.9, schedule=schedule)
+  with sharding_lib.use(mesh, sharding):
+    take = jax.jit(take, out_shardings=(places, sharding_lib.replicated(mesh)))
+    state, _ = take(state, sharding_lib.put_batch(tiny.batch(BATCH), mesh))
+  for path, value in tree.flatten(state.params).items():
+    same = np.array_equal(value, before[f"params/{path}"])
+    assert same == path.startswith("model/image/"), path

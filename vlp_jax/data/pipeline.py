@@ -13,6 +13,7 @@ from concurrent import futures
 import dataclasses
 import logging
 import os
+import threading
 from typing import Any
 import weakref
 
@@ -104,6 +105,7 @@ def train_batches(
   process_count: int = 1,
   max_bad: float = 0.01,
   workers: int | None = None,
+  block: int = 1,
   columns: columns_lib.Columns | None = None,
 ) -> "TrainBatches":
   """Endless batches from position `start` of the run on.
@@ -118,6 +120,7 @@ def train_batches(
     process_index, process_count: of `jax.distributed`.
     max_bad: share of broken records beyond which iterating raises BadDataError.
     workers: batches that are prepared at once; None: by the number of cores.
+    block: so many examples that lie side by side in the source stay together.
     columns: what a batch has beside these; None: nothing.
 
   Returns:
@@ -132,6 +135,11 @@ def train_batches(
   op = pp_lib.parse(pp)
   if not len(source):
     raise ValueError("config: data.source has no examples.")
+  if block < 1 or len(source) % block:
+    raise ValueError(
+      f"config: data.block={block} does not divide the {len(source)} examples of"
+      " data.source."
+    )
   if batch_size < 1 or batch_size % process_count:
     raise ValueError(
       f"config: batch_size={batch_size} is not a multiple of {process_count} processes."
@@ -161,7 +169,7 @@ def train_batches(
 
   def step(begin):
     positions = begin + tf.range(rows, dtype=tf.int64)
-    indices = shuffled(positions, len(source), seed)
+    indices = shuffled(positions, len(source), seed, block=block)
     types = tuple(kinds.values())
     return begin, tuple(tf.numpy_function(load, (begin, positions, indices), types))
 
@@ -211,30 +219,56 @@ class TrainBatches:
 
   def close(self) -> None:
     """Ends what is being prepared; there are no batches after it."""
-    self._end()
+    if ending := self._end():
+      ending.join()
 
 
 def _end(iterator, more_wanted):
-  # TensorFlow destroys an iterator with Python's lock held, and waits in it for its
-  # threads: were one of them in Python then, both would wait for ever.
+  """A thread that ends the iterator, or None at the end of the process.
+
+  TensorFlow destroys an iterator with Python's lock held, and waits in it for its
+  threads: were one of them in Python then, both would wait for ever. Garbage is found
+  by any thread, also by one of those: none of them may wait here.
+  """
+  ending = threading.Thread(target=_drain, args=(iterator, more_wanted))
+  try:
+    ending.start()
+  except RuntimeError:  # no more threads: the process ends
+    _drain(iterator, more_wanted)
+    return None
+  return ending
+
+
+def _drain(iterator, more_wanted):
   more_wanted.assign(False)
-  for _ in iterator:
-    pass
+  while True:
+    try:
+      next(iterator)
+    except StopIteration:
+      return
+    except tf.errors.OpError:
+      pass  # Of a batch that nobody wants.
 
 
-def shuffled(positions: tf.Tensor, size: int, seed: int) -> tf.Tensor:
-  """int64 [n]: the example at each position; every epoch is another permutation."""
+def shuffled(
+  positions: tf.Tensor, size: int, seed: int, *, block: int = 1
+) -> tf.Tensor:
+  """int64 [n]: the example at each position; every epoch is another permutation.
+
+  Runs of `block` examples, which divides `size`, are moved as one.
+  """
   epochs, at = positions // size, positions % size
-  if size == 1:
-    return tf.zeros_like(positions)
+  if size == block:
+    return tf.convert_to_tensor(at)
   # The op itself: its Python wrapper pads a seed for each index along the wrong axis.
   run = tf.fill(tf.shape(epochs), tf.constant(seed, tf.int64))
-  return tf.raw_ops.RandomIndexShuffle(
-    index=at,
+  moved = tf.raw_ops.RandomIndexShuffle(
+    index=at // block,
     seed=tf.stack([run, epochs, tf.zeros_like(run)], axis=1),
-    max_index=tf.constant(size - 1, tf.int64),
+    max_index=tf.constant(size // block - 1, tf.int64),
     rounds=ROUNDS,
   )
+  return moved * block + at % block
 
 
 @dataclasses.dataclass(frozen=True)
