@@ -382,7 +382,7 @@ def test_a_frozen_tower_has_a_place_and_comes_back(tmp_path):
   module, batch = tiny.albef(depth=1, queue=QUEUE), like(tiny.batch(BATCH))
   shapes = step_lib.abstract_params(module, batch)
   config = optim_lib.Optim(weight_decay=0.1, multipliers=(("^model/image/", 0.0),))
-  tx, schedule = optim_lib.make(config, shapes, total_steps=10)
+  tx, _ = optim_lib.make(config, shapes, total_steps=10)
   mesh, sharding = place("2x2x2")
   fields = dict(ema=True, mesh=mesh, sharding=sharding)
   where = step_lib.abstract_state(module, tx, batch, **fields)
@@ -390,17 +390,13 @@ def test_a_frozen_tower_has_a_place_and_comes_back(tmp_path):
   assert jax.tree.structure(state) == jax.tree.structure(where)
   moments = {p for p in tree.flatten(state) if re.search("^opt_state/.*/mu/", p)}
   assert moments and not any("/model/image/" in path for path in moments)
-  before = {k: np.asarray(v) for k, v in tree.flatten(state).items()}
 
+  # What such a state is saved as can be read back onto the mesh. That the optimiser
+  # moves nothing frozen is a matter of test_optim.py.
   checkpoints = checkpoint_lib.Checkpoints(tmp_path)
   checkpoints.save(0, state, {"position": 0}, None)
   checkpoints.finish()
-  state, _ = checkpoint_lib.Checkpoints(tmp_path).restore(where)
-  places = jax.tree.map(lambda x: x.sharding, where)
-  take = step_lib.make_train_step(module, tx, seed=0, ema_decay=0.9, schedule=schedule)
-  with sharding_lib.use(mesh, sharding):
-    take = jax.jit(take, out_shardings=(places, sharding_lib.replicated(mesh)))
-    state, _ = take(state, sharding_lib.put_batch(tiny.batch(BATCH), mesh))
-  for path, value in tree.flatten(state.params).items():
-    same = np.array_equal(value, before[f"params/{path}"])
-    assert same == path.startswith("model/image/"), path
+  again, _ = checkpoint_lib.Checkpoints(tmp_path).restore(where)
+  assert jax.tree.structure(again) == jax.tree.structure(state)
+  for path, value in tree.flatten(again).items():
+    np.testing.assert_array_equal(value, tree.flatten(state)[path], err_msg=path)
