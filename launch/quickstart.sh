@@ -19,7 +19,7 @@ workdir="$(cd "$workdir" && pwd)"
 cd "$root"
 
 say "quickstart: trains a small ALBEF on pictures that it draws, evaluates it, and writes"
-say "$workdir/report.html. Six to eight minutes on two CPU cores, after the installation."
+say "$workdir/report.html. Six minutes on two CPU cores, after the installation."
 if [ -n "$(ls -A "$workdir")" ]; then
   say "goes on with the run that is there; remove the folder to begin anew."
 fi

@@ -11,4 +11,6 @@ prepare test
 
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-exec "$python" -m pytest "$@"
+# A file is one worker's; a worker takes about 3 GB.
+exec "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile \
+  --no-loadscope-reorder "$@"

@@ -34,12 +34,16 @@ class Data:
     pp: the words of preprocessing, "decode|resize(64)|…".
     max_bad: share of broken records beyond which the run stops.
     workers: threads that read and decode; None: by the number of cores.
+    block: so many examples that lie side by side in the source stay together in the
+      order of training, as rivals that a batch shall tell apart (GRIT-VLP,
+      arXiv:2208.04060); divides their number.
   """
 
   source: dict
   pp: str
   max_bad: float = 0.01
   workers: int | None = None
+  block: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,6 +71,7 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
     process_count=jax.process_count(),
     max_bad=config.data.max_bad,
     workers=config.data.workers,
+    block=config.data.block,
     columns=columns_lib.of(
       job.pretrainer.objectives, res=job.pretrainer.model.image.res
     ),
@@ -111,6 +112,7 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
   profiler = _profiler(job)
   results: dict[str, dict[str, float]] = {}
   with (
+    contextlib.closing(batches),
     contextlib.closing(writer),
     preemption.Stop() as stop,
     sharding.use(job.mesh, job.sharding),

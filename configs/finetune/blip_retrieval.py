@@ -30,5 +30,5 @@ def get_config(arg=""):
     files = dict(val="coco_karpathy_val.json", test="coco_karpathy_test.json")
     c.evals = parts.tables("retrieval", pp=pp, **files)
     for each in c.evals.values():
-      each.update(rerank=256, add_similarity=True)
+      each.update(rerank=256, add_similarity="as_is")
   return c

@@ -95,6 +95,19 @@ def test_every_epoch_is_another_permutation(size):
     assert not (other == indices).all(axis=1).any()
 
 
+@pytest.mark.parametrize("size, block", [(4, 4), (12, 2), (60, 5), (64, 1)])
+def test_blocks_stay_together(size, block):
+  moved = pipeline.shuffled(np.arange(3 * size), size, 0, block=block).numpy()
+  runs = moved.reshape(3, -1, block)
+  assert (runs - runs[:, :, :1] == np.arange(block)).all()
+  order = runs[:, :, 0] // block
+  assert (np.sort(order) == np.arange(size // block)).all()
+  if size > block:
+    assert (order[0] != order[1]).any()
+  alone = pipeline.shuffled(np.arange(3 * size // block), size // block, 0).numpy()
+  np.testing.assert_array_equal(order.ravel(), alone)
+
+
 @pytest.mark.parametrize("seed", [0, 7])  # a key of zeros is the hardest
 @pytest.mark.parametrize("size", [10, 60, 257, 1000, 6000])
 def test_the_order_has_no_pattern(size, seed):
@@ -339,6 +352,35 @@ def test_mistakes_are_told_before_anything_is_read():
     make(pp="decod|resize(8)")
   with pytest.raises(ValueError, match="seed=-1"):
     make(seed=-1)
+  with pytest.raises(ValueError, match=r"data\.block=2 does not divide the 3 examples"):
+    make(block=2)
+
+
+def test_batches_dropped_while_more_are_prepared():
+  """TensorFlow would wait, with Python's lock, for a thread that wants the lock."""
+  script = """
+    import time
+    from tests.data import pictures
+    from vlp_jax.data import pipeline
+    class Slow(pictures.Tokenizer):
+      def encode(self, captions):
+        time.sleep(0.02)
+        return super().encode(captions)
+    for i in range(8):
+      made = pipeline.train_batches(
+          pictures.source(10), "decode|resize(8)", Slow(), batch_size=4, seed=i)
+      next(made)
+      if i % 2:
+        made.close()
+        assert not list(made)
+    """
+  root = str(pathlib.Path(__file__).parents[2])
+  subprocess.run(
+    [sys.executable, "-c", textwrap.dedent(script)],
+    env={**os.environ, "PYTHONPATH": root, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    check=True,
+    timeout=60,
+  )
 
 
 # --- Evaluation -----------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Rendered scenes: what the caption says is what the picture shows, and only that."""
 
 import collections
+import functools
 import io
 
 import numpy as np
@@ -21,6 +22,11 @@ def test_every_number_is_another_scene():
   for wrong in (-1, scenes.COUNT):
     with pytest.raises(ValueError, match="scene"):
       scenes.scene(wrong)
+
+
+def test_a_number_is_found_again():
+  for number in (0, 8, 9, 863, 864, 865, 1_000, 9_999, scenes.COUNT - 1):
+    assert scenes.number_of(scenes.scene(number)) == number
 
 
 def test_a_caption_determines_its_scene():
@@ -67,6 +73,26 @@ def test_twins_say_the_same_words_of_another_scene():
   assert families(0.5) == {1: 200, 2: 100}
   assert families(0.0) == {1: 400}
   assert families(1.0) == {2: 200}
+
+
+@pytest.mark.parametrize("number", [3, 900, 5_000, scenes.COUNT - 1])
+def test_rivals_bind_the_same_words_otherwise(number):
+  described = scenes.scene(number)
+  found = scenes.rivals(number)
+  if number < scenes.ONE_COUNT:
+    assert {scenes.scene(n).things for n in found} == {described.things}
+    assert len(found) == len(scenes.PLACES) - 1
+  else:
+    # All that a slow search finds, the same two in the other order among them.
+    same = [n for n in range(scenes.COUNT) if _bag(n) == _bag(number)]
+    assert found == [n for n in same if n != number]
+    turned = scenes.Scene(described.things[::-1], described.where)
+    assert scenes.number_of(turned) in found
+
+
+@functools.cache
+def _bag(number):
+  return scenes.bag(scenes.scene(number))
 
 
 # --- Pictures -------------------------------------------------------------------------
@@ -190,6 +216,24 @@ def test_share_of_scenes_with_one_thing():
   assert 0.24 < np.mean(single) < 0.36
 
 
+def test_rivals_stand_side_by_side():
+  fields = dict(size=2_000, res=24)
+  alone = [scenes.scene(n) for n in _numbers(source_lib.Source(**fields))]
+  beside = [scenes.scene(n) for n in _numbers(source_lib.Source(**fields, rivalry=0.5))]
+  assert beside[::2] == alone[::2]
+  held_out = {*scenes.split("val").tolist(), *scenes.split("test").tolist()}
+  met = 0
+  for first, second in zip(beside[::2], beside[1::2], strict=True):
+    number, other = scenes.number_of(first), scenes.number_of(second)
+    assert other not in held_out
+    met += other in scenes.rivals(number)
+  assert 430 < met < 570  # of 1,000, with a few left without rivals
+
+
+def _numbers(source):
+  return [source._example(index).number for index in range(len(source))]
+
+
 @pytest.mark.parametrize(
   "fields, message",
   [
@@ -201,6 +245,7 @@ def test_share_of_scenes_with_one_thing():
     (dict(one=0.9), "one=0.9"),
     (dict(one=1.5), "one=1.5"),
     (dict(twins=-0.1), "twins=-0.1"),
+    (dict(rivalry=2), "rivalry=2"),
   ],
 )
 def test_source_says_what_is_wrong(fields, message):

@@ -53,6 +53,9 @@ class Source:
     return out
 
 
+TEMPERATURE = 0.05
+
+
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
   """Words "s7" are two pieces, "s" and "+7"; the others are one."""
@@ -115,6 +118,9 @@ class Model(nn.Module):
 
   def embed_text(self, tokens):
     return self.embed(tokens.x[:, 0, 0] + self.wrong)
+
+  def inverse_temperature(self):
+    return jnp.float32(1 / TEMPERATURE)
 
   def embed(self, shade):
     if self.embed_dim is None:

@@ -1,5 +1,6 @@
 """Retrieval with a model whose right answers are known."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -57,14 +58,30 @@ def test_scores_are_itm_logits_of_the_candidates_and_minus_100_elsewhere():
     np.testing.assert_allclose(score, want, rtol=1e-6)
 
 
-def test_similarity_can_be_added_to_the_logit():
-  alone, added = evaluator(rerank=2), evaluator(rerank=2, add_similarity=True)
+@pytest.mark.parametrize(
+  "how, scale, shift", [("as_is", 1.0, 0.0), ("scaled", 1 / fakes.TEMPERATURE, 1.0)]
+)
+def test_similarity_can_be_added_to_the_logit(how, scale, shift):
+  alone, added = evaluator(rerank=2), evaluator(rerank=2, add_similarity=how)
   alone(fakes.params()), added(fakes.params())
   ranked = alone.last.score_i2t > -100
   difference = added.last.score_i2t - alone.last.score_i2t
-  np.testing.assert_allclose(
-    difference, np.where(ranked, alone.last.similarity, 0.0), atol=1e-5
+  joined = (alone.last.similarity + shift) * scale
+  np.testing.assert_allclose(difference, np.where(ranked, joined, 0.0), atol=2e-5)
+
+
+def test_a_head_that_knows_nothing_leaves_the_order_of_itc():
+  # All logits are 0: ITM has learned that ITC's softmax is right.
+  class Undecided(fakes.Itm):
+    def logits(self, model, image, text):
+      return jnp.zeros((image.x.shape[0], 2))
+
+  made = evaluator(
+    pretrainer=fakes.pretrainer(itm=Undecided()), rerank=5, add_similarity="scaled"
   )
+  got = made(fakes.params(wrong=13.0))
+  assert got["itc/t2i_r1"] == got["itm/t2i_r1"] < 80.0
+  assert got["itc/i2t_r1"] == got["itm/i2t_r1"]
 
 
 @pytest.mark.parametrize("captions, rerank", [(1, 3), (3, 5), (3, 99)])

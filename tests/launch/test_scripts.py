@@ -221,5 +221,5 @@ def test_test_runs_linter_and_tests(machine):
   assert lines == [
     "run -m ruff check .",
     "run -m ruff format --check .",
-    "run -m pytest",
+    "run -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder",
   ]

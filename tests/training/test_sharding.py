@@ -12,6 +12,7 @@ import pytest
 
 from tests import tiny
 from vlp_jax.ops import tree
+from vlp_jax.training import checkpoint as checkpoint_lib
 from vlp_jax.training import optim as optim_lib
 from vlp_jax.training import sharding as sharding_lib
 from vlp_jax.training import step as step_lib
@@ -374,3 +375,28 @@ def test_a_fresh_state_is_the_same_on_every_mesh(parts, start):
     np.testing.assert_allclose(
       value, tree.flatten(start)[path], rtol=1e-6, atol=1e-6, err_msg=path
     )
+
+
+def test_a_frozen_tower_has_a_place_and_comes_back(tmp_path):
+  # The optimiser keeps nothing of what it does not move: there is nothing to place.
+  module, batch = tiny.albef(depth=1, queue=QUEUE), like(tiny.batch(BATCH))
+  shapes = step_lib.abstract_params(module, batch)
+  config = optim_lib.Optim(weight_decay=0.1, multipliers=(("^model/image/", 0.0),))
+  tx, _ = optim_lib.make(config, shapes, total_steps=10)
+  mesh, sharding = place("2x2x2")
+  fields = dict(ema=True, mesh=mesh, sharding=sharding)
+  where = step_lib.abstract_state(module, tx, batch, **fields)
+  state = step_lib.init_state(module, tx, batch, seed=0, **fields)
+  assert jax.tree.structure(state) == jax.tree.structure(where)
+  moments = {p for p in tree.flatten(state) if re.search("^opt_state/.*/mu/", p)}
+  assert moments and not any("/model/image/" in path for path in moments)
+
+  # What such a state is saved as can be read back onto the mesh. That the optimiser
+  # moves nothing frozen is a matter of test_optim.py.
+  checkpoints = checkpoint_lib.Checkpoints(tmp_path)
+  checkpoints.save(0, state, {"position": 0}, None)
+  checkpoints.finish()
+  again, _ = checkpoint_lib.Checkpoints(tmp_path).restore(where)
+  assert jax.tree.structure(again) == jax.tree.structure(state)
+  for path, value in tree.flatten(again).items():
+    np.testing.assert_array_equal(value, tree.flatten(state)[path], err_msg=path)

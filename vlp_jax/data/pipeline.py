@@ -13,7 +13,9 @@ from concurrent import futures
 import dataclasses
 import logging
 import os
+import threading
 from typing import Any
+import weakref
 
 import numpy as np
 import tensorflow as tf
@@ -103,6 +105,7 @@ def train_batches(
   process_count: int = 1,
   max_bad: float = 0.01,
   workers: int | None = None,
+  block: int = 1,
   columns: columns_lib.Columns | None = None,
 ) -> "TrainBatches":
   """Endless batches from position `start` of the run on.
@@ -117,6 +120,7 @@ def train_batches(
     process_index, process_count: of `jax.distributed`.
     max_bad: share of broken records beyond which iterating raises BadDataError.
     workers: batches that are prepared at once; None: by the number of cores.
+    block: so many examples that lie side by side in the source stay together.
     columns: what a batch has beside these; None: nothing.
 
   Returns:
@@ -131,6 +135,11 @@ def train_batches(
   op = pp_lib.parse(pp)
   if not len(source):
     raise ValueError("config: data.source has no examples.")
+  if block < 1 or len(source) % block:
+    raise ValueError(
+      f"config: data.block={block} does not divide the {len(source)} examples of"
+      " data.source."
+    )
   if batch_size < 1 or batch_size % process_count:
     raise ValueError(
       f"config: batch_size={batch_size} is not a multiple of {process_count} processes."
@@ -145,6 +154,7 @@ def train_batches(
   loader = _Loader(source, op, tokenizer, seed, more)
   kinds = COLUMNS | {name: tf.as_dtype(x.dtype) for name, x in more.empty().items()}
   loaded: dict[int, Any] = {}  # what is to be told of a batch, by its first position
+  more_wanted = tf.Variable(True, trainable=False)
 
   def load(begin, positions, indices):
     try:
@@ -159,7 +169,7 @@ def train_batches(
 
   def step(begin):
     positions = begin + tf.range(rows, dtype=tf.int64)
-    indices = shuffled(positions, len(source), seed)
+    indices = shuffled(positions, len(source), seed, block=block)
     types = tuple(kinds.values())
     return begin, tuple(tf.numpy_function(load, (begin, positions, indices), types))
 
@@ -168,12 +178,13 @@ def train_batches(
   options.deterministic = True
   options.threading.private_threadpool_size = parallel + 1
   steps = tf.data.Dataset.range(first, tf.int64.max, batch_size)
+  steps = steps.take_while(lambda _: more_wanted.read_value())
   data = steps.map(step, num_parallel_calls=parallel).prefetch(2).with_options(options)
-  return TrainBatches(data, loaded, Bad(max_bad), tuple(kinds))
+  return TrainBatches(data, loaded, Bad(max_bad), tuple(kinds), more_wanted)
 
 
 class TrainBatches:
-  """The iterator of `train_batches`.
+  """The iterator of `train_batches`, to be closed or to be dropped after use.
 
   Attributes:
     bad: {reason: number} of broken records in the batches so far.
@@ -185,8 +196,10 @@ class TrainBatches:
     loaded: dict[int, Any],
     bad: Bad,
     names: tuple[str, ...],
+    more_wanted: tf.Variable,
   ):
     self._iterator = data.as_numpy_iterator()
+    self._end = weakref.finalize(self, _end, self._iterator, more_wanted)
     self._names = names
     self._loaded = loaded
     self._bad = bad
@@ -204,20 +217,58 @@ class TrainBatches:
     self._bad.add(len(batch["image_id"]), broken)
     return batch
 
+  def close(self) -> None:
+    """Ends what is being prepared; there are no batches after it."""
+    if ending := self._end():
+      ending.join()
 
-def shuffled(positions: tf.Tensor, size: int, seed: int) -> tf.Tensor:
-  """int64 [n]: the example at each position; every epoch is another permutation."""
+
+def _end(iterator, more_wanted):
+  """A thread that ends the iterator, or None at the end of the process.
+
+  TensorFlow destroys an iterator with Python's lock held, and waits in it for its
+  threads: were one of them in Python then, both would wait for ever. Garbage is found
+  by any thread, also by one of those: none of them may wait here.
+  """
+  ending = threading.Thread(target=_drain, args=(iterator, more_wanted))
+  try:
+    ending.start()
+  except RuntimeError:  # no more threads: the process ends
+    _drain(iterator, more_wanted)
+    return None
+  return ending
+
+
+def _drain(iterator, more_wanted):
+  more_wanted.assign(False)
+  while True:
+    try:
+      next(iterator)
+    except StopIteration:
+      return
+    except tf.errors.OpError:
+      pass  # Of a batch that nobody wants.
+
+
+def shuffled(
+  positions: tf.Tensor, size: int, seed: int, *, block: int = 1
+) -> tf.Tensor:
+  """int64 [n]: the example at each position; every epoch is another permutation.
+
+  Runs of `block` examples, which divides `size`, are moved as one.
+  """
   epochs, at = positions // size, positions % size
-  if size == 1:
-    return tf.zeros_like(positions)
+  if size == block:
+    return tf.convert_to_tensor(at)
   # The op itself: its Python wrapper pads a seed for each index along the wrong axis.
   run = tf.fill(tf.shape(epochs), tf.constant(seed, tf.int64))
-  return tf.raw_ops.RandomIndexShuffle(
-    index=at,
+  moved = tf.raw_ops.RandomIndexShuffle(
+    index=at // block,
     seed=tf.stack([run, epochs, tf.zeros_like(run)], axis=1),
-    max_index=tf.constant(size - 1, tf.int64),
+    max_index=tf.constant(size // block - 1, tf.int64),
     rounds=ROUNDS,
   )
+  return moved * block + at % block
 
 
 @dataclasses.dataclass(frozen=True)

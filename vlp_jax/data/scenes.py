@@ -96,6 +96,7 @@ class Scene:
 THINGS = tuple(Thing(s, c, f) for s in SIZES for c in COLOURS for f in SHAPES)
 ONE_COUNT = len(THINGS) * len(PLACES)
 TWO_COUNT = len(THINGS) * (len(THINGS) - 1) * len(RELATIONS)
+_PLACE_OF = {thing: i for i, thing in enumerate(THINGS)}
 COUNT = ONE_COUNT + TWO_COUNT  # all descriptions; the ones of one thing come first
 
 
@@ -110,6 +111,16 @@ def scene(number: int) -> Scene:
   first, second = divmod(pair, len(THINGS) - 1)
   second += second >= first  # never twice the same thing
   return Scene((THINGS[first], THINGS[second]), RELATIONS[relation])
+
+
+def number_of(described: Scene) -> int:
+  """The inverse of `scene`."""
+  first, *rest = (_PLACE_OF[thing] for thing in described.things)
+  if not rest:
+    return first * len(PLACES) + tuple(PLACES).index(described.where)
+  (second,) = rest
+  pair = first * (len(THINGS) - 1) + second - (second > first)
+  return ONE_COUNT + pair * len(RELATIONS) + RELATIONS.index(described.where)
 
 
 def attribute_words() -> frozenset[str]:
@@ -147,6 +158,21 @@ def bag(described: Scene) -> tuple:
     for field in ("size", "colour", "shape")
   )
   return described.where, sizes, colours, shapes
+
+
+def rivals(number: int) -> list[int]:
+  """Scenes of the same words bound differently; or the same one thing elsewhere."""
+  described = scene(number)
+  if len(described.things) == 1:
+    others = [Scene(described.things, place) for place in PLACES]
+  else:
+    # Which of the two has the first size, the first colour and the first shape.
+    others = [
+      Scene((Thing(s[a], c[b], f[d]), Thing(s[1 - a], c[1 - b], f[1 - d])), where)
+      for where, s, c, f in [bag(described)]
+      for a, b, d in itertools.product((0, 1), repeat=3)
+    ]
+  return sorted({number_of(other) for other in others} - {number})
 
 
 def split(name: str, *, one: float = 0.2, twins: float = 0.5) -> np.ndarray:
@@ -248,19 +274,44 @@ class Example:
 
 
 def example(
-  name: str, index: int, numbers: np.ndarray, *, seed: int, one: float
+  name: str,
+  index: int,
+  numbers: np.ndarray,
+  *,
+  seed: int,
+  one: float,
+  rivalry: float = 0.0,
 ) -> Example:
   """Example `index` of a split, whose descriptions are `numbers`, see `split`.
 
-  `one` is the share of scenes with one thing in train; val and test hold each of
-  their descriptions once.
+  Val and test hold each of their descriptions once. In train, `one` is the share of
+  scenes with one thing, and `rivalry` that of odd examples which are one of `rivals`
+  of the example before them.
   """
-  rng = np.random.default_rng((seed, SPLITS.index(name), index))
+  rng = _rng(name, index, seed)
   if name == "train":
-    singles = np.searchsorted(numbers, ONE_COUNT)
-    pool = numbers[:singles] if rng.random() < one else numbers[singles:]
-    number = int(pool[int(rng.random() * len(pool))])
+    number = _draw(rng, numbers, one)
+    if rivalry and index % 2 and rng.random() < rivalry:
+      before = _draw(_rng(name, index - 1, seed), numbers, one)
+      pool = [n for n in rivals(before) if _holds(numbers, n)] or [number]
+      number = pool[int(rng.random() * len(pool))]
   else:
     number = int(numbers[index])
   sayings = captions(scene(number))
   return Example(number, sayings[int(rng.random() * len(sayings))], rng)
+
+
+def _rng(name, index, seed):
+  return np.random.default_rng((seed, SPLITS.index(name), index))
+
+
+def _draw(rng, numbers, one):
+  singles = np.searchsorted(numbers, ONE_COUNT)
+  pool = numbers[:singles] if rng.random() < one else numbers[singles:]
+  return int(pool[int(rng.random() * len(pool))])
+
+
+def _holds(numbers, number):
+  """Whether a number is among ascending ones."""
+  at = np.searchsorted(numbers, number)
+  return at < len(numbers) and numbers[at] == number

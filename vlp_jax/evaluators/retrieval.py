@@ -9,7 +9,7 @@ Shape letters: I images, T texts, K candidates.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -62,14 +62,17 @@ class Evaluator:
       EVAL.md says 35 hours of 8 GPUs for COCO.
     objective: the name of the objective in the config that scores a pair: of
       objectives/itm.py, or text_rank.py, as ViLT's is after fine-tuning.
-    add_similarity: adds the similarity to the ITM logit, as BLIP does; ALBEF does not.
+    add_similarity: what joins the ITM logit: "no" similarity (ALBEF); the similarity
+      "as_is" (BLIP); or "scaled" by the temperature. Against negatives that are drawn
+      by ITC's softmax, ITM learns by how much that is wrong (noise-contrastive
+      estimation, Gutmann and Hyvarinen 2010), and the sum is the whole log-odds.
     pairs: how many are fused in one step; bounds memory.
   """
 
   rerank: int = 0
   all_pairs: bool = False
   objective: str = "itm"
-  add_similarity: bool = False
+  add_similarity: Literal["no", "as_is", "scaled"] = "no"
   pairs: int = 256
 
   def setup(
@@ -116,6 +119,9 @@ class Evaluator:
       return m.objectives[self.objective].score(m.model, images, texts)
 
     self._score = pairs.fuser(pretrainer, place, score, step=self.pairs)
+    self._inverse_temperature = lambda params: pretrainer.apply(
+      {"params": params}, method=lambda m: m.model.inverse_temperature()
+    )
 
   def __call__(self, params: Any) -> dict[str, float]:
     """Percentages "itc/i2t_r1" … "itc/mean", "itm/…" where re-ranked, or "all/…" of all
@@ -193,8 +199,12 @@ class Evaluator:
     scored[image_row, text_row] = self._score(
       params, images, texts, image_row, text_row, per_image=k_texts
     )
-    if self.add_similarity:
-      scored[image_row, text_row] += similarity[image_row, text_row]
+    added = similarity[image_row, text_row]
+    if self.add_similarity == "scaled":
+      # One more, that all who are ranked stay above those who are not.
+      added = (added + 1) * float(self._inverse_temperature(params))
+    if self.add_similarity != "no":
+      scored[image_row, text_row] += added
     return np.where(i2t, scored, NOT_RANKED), np.where(t2i, scored.T, NOT_RANKED)
 
 

@@ -18,7 +18,8 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   Args:
     data_dir: where prepared data go, to `data_dir/scenes/CONFIG/VERSION`.
-    train_size, val_size, test_size, res, seed, one, twins: as the fields of the Source.
+    train_size, val_size, test_size: see the Source's size.
+    res, seed, one, twins, rivalry: as its fields.
   """
 
   name = "scenes"
@@ -36,8 +37,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     seed: int = 0,
     one: float = 0.2,
     twins: float = 0.5,
+    rivalry: float = 0.0,
   ):
-    fields = dict(res=res, seed=seed, one=one, twins=twins)
+    fields = dict(res=res, seed=seed, one=one, twins=twins, rivalry=rivalry)
     sizes = dict(train=train_size, val=val_size, test=test_size)
     self._sources = {
       name: source_lib.Source(split=name, size=sizes[name], **fields)
@@ -81,4 +83,5 @@ def _digest(sources) -> str:
       digest.update(repr(sorted(example.items())).encode())
     # The held-out descriptions, all of them: twins and singles change no picture.
     digest.update(source.numbers.tobytes())
+    digest.update(repr(source.rivalry).encode())
   return digest.hexdigest()

@@ -22,6 +22,8 @@ class Source:
     one: share of scenes with one thing instead of two.
     twins: share of the held-out scenes of two things that come beside another with
       the same words bound differently; see `scenes.split`.
+    rivalry: share of train's odd examples that show a rival of the example before
+      them, the same words bound differently; for `data.block=2`.
   """
 
   split: str = "train"
@@ -30,6 +32,7 @@ class Source:
   seed: int = 0
   one: float = 0.2
   twins: float = 0.5
+  rivalry: float = 0.0
 
   def __post_init__(self):
     scenes.size_of(self.split, self.size)
@@ -39,6 +42,8 @@ class Source:
       )
     if self.seed < 0:
       raise ValueError(f"source.seed={self.seed}: want 0 or more.")
+    if not 0.0 <= self.rivalry <= 1.0:
+      raise ValueError(f"source.rivalry={self.rivalry}: a share, want 0 … 1.")
     _ = self.numbers  # a wrong share is told now, not at the first read
 
   def __len__(self) -> int:
@@ -75,6 +80,5 @@ class Source:
   def _example(self, index):
     if not 0 <= index < len(self):
       raise IndexError(f"scene {index} of {self.split}: want 0 … {len(self) - 1}.")
-    return scenes.example(
-      self.split, int(index), self.numbers, seed=self.seed, one=self.one
-    )
+    fields = dict(seed=self.seed, one=self.one, rivalry=self.rivalry)
+    return scenes.example(self.split, int(index), self.numbers, **fields)
