@@ -9,7 +9,7 @@ Shape letters: B batch, L length, T = L - 1 predicted positions, D width, V voca
 K beams.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -38,6 +38,8 @@ class Objective(nn.Module):
     transform: the head has its dense layer, activation (`act`) and norm.
     tied: words are scored by the text encoder's table, else by a matrix of the head.
     bias: the head adds a bias for each word.
+    writer: what reads the image and writes: the model's fusion, on top of its text
+      encoder, or its decoder, which has words of its own (LocCa, SigLIP 2).
   """
 
   vocab: Any
@@ -51,6 +53,7 @@ class Objective(nn.Module):
   act: block.Activation = "gelu"
   norm_eps: float = 1e-12
   init_std: float | None = 0.02
+  writer: Literal["fusion", "decoder"] = "fusion"
 
   def setup(self):
     if self.prompt < 1:
@@ -125,6 +128,9 @@ class Objective(nn.Module):
     encoded: the ids as the text encoder has encoded them, which serves where it reads
     from the left itself (CoCa).
     """
+    if self.writer == "decoder":
+      x = model.decode(ids, mask, image, attention=attention, train=train).x
+      return self.head(model, x)
     text = model.words(ids, mask, encoded, attention, train=train)
     x = model.fuse(image, text, attention=attention, train=train).x
     return self.head(model, x)
@@ -133,7 +139,12 @@ class Objective(nn.Module):
     """[B, L, D] -> float32 [B, L, V]."""
     if self.transform:
       x = self.norm(block.ACTIVATIONS[self.act](self.dense(x)))
-    logits = model.word_logits(x) if self.tied else self.out(x).astype(jnp.float32)
+    if not self.tied:
+      logits = self.out(x).astype(jnp.float32)
+    elif self.writer == "decoder":
+      logits = model.decoded_logits(x)
+    else:
+      logits = model.word_logits(x)
     return logits + self.offset if self.bias else logits
 
   def generate(
