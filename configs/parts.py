@@ -15,6 +15,8 @@ SIZES = {
   "H": (1280, 32, 16, 5120),
   # Of Alabdulmohsin et al. 2023 (arXiv:2305.13035), as SigLIP has it.
   "So400m": (1152, 27, 16, 4304),
+  # Of SigLIP 2 (giant-opt).
+  "g-opt": (1536, 40, 16, 6144),
 }
 
 # What ALBEF's official pretraining starts from: models/model_pretrain.py init_deit, and
@@ -163,6 +165,15 @@ def clip(image, *, patch, res, text, embed_dim, act="gelu"):
     temperature=0.07,
     project_bias=False,
   )
+
+
+def distil_late(config, weight, *, tiny):
+  """Adds SigLIP 2's self-distillation and masked prediction, from 80 % of a run on."""
+  config.ema_decay, config.model.image.mask_token = 0.966, True
+  head = dict(prototypes=64, hidden=32, bottleneck=16) if tiny else {}
+  views = dict(views=2 if tiny else 8, res=16 if tiny else 96, weight=weight)
+  config.objectives.self_distill = dict(start="80%", **views, **head)
+  config.objectives.masked_patches = dict(start="80%", weight=0.25 * weight, **head)
 
 
 def clip_optim(**fields):

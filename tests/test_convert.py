@@ -235,6 +235,37 @@ def test_a_tower_of_a_run_is_written_for_transformers(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, got, params["model"][tower])
 
 
+def test_a_dual_encoder_of_a_run_is_written_for_transformers(tmp_path):
+  """config.json has the ids of the run's own vocabulary: CLIP is pooled at the end."""
+  given = config_lib.load(str(ROOT / "configs" / "clip.py") + ":tiny")
+  config = config_lib.run(given)
+  workdir = tmp_path / "run"
+  workdir.mkdir()
+  # The vocabulary that the run made of its captions lies in its workdir.
+  words = build.tokenizer(config.tokenizer, build.source(config.data.source), workdir)
+  made = build.pretrainer(
+    config, vocab=words.vocab, length=words.length, time=build.clock(config, 300)
+  )
+  shapes = step_lib.abstract_params(made, build.batch_spec(2, 32, words.length))
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
+  checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
+  state = dict(params=jax.tree.map(jnp.asarray, params), step=jnp.int32(1))
+  checkpoints.save(1, state, {}, {})
+  checkpoints.finish()
+  (workdir / cli.CONFIG_FILE).write_text(config_lib.to_json(given))
+  run("--weights", workdir, "--to", "hf_dual", "--out", tmp_path / "hf")
+  text = json.loads((tmp_path / "hf" / "config.json").read_text())["text_config"]
+  ids, mask = words.encode(["a small red circle"])
+  assert text["eos_token_id"] == ids[0, mask[0].sum() - 1] == words.vocab.sep
+  assert text["bos_token_id"] == ids[0, 0]
+  # To transformers an end of 2 means that the highest id is the end, as in old files.
+  assert text["eos_token_id"] != 2
+  assert text["vocab_size"] == words.vocab.size
+  got = formats.load(tmp_path / "hf", "hf_dual").fields["params"]
+  jax.tree.map(np.testing.assert_array_equal, got["model"], params["model"])
+
+
 def test_formats_of_parameters_alone(tmp_path, monkeypatch):
   """A format whose `load` returns a tree, and whose `save` takes one."""
   tree = {"model": {"x": np.arange(3.0)}}
@@ -242,8 +273,6 @@ def test_formats_of_parameters_alone(tmp_path, monkeypatch):
   plain.load = lambda path, *, key=None: tree
   written = {}
   plain.save = lambda path, params, *, key=None: written.update(params)
-  described = {}
-  plain.describe = lambda path, params, model: described.update(model=model)
   monkeypatch.setattr(formats, "_module", lambda name: plain)
   loaded = formats.load(tmp_path, "plain")
   assert loaded.fields == {"params": tree}
@@ -254,8 +283,3 @@ def test_formats_of_parameters_alone(tmp_path, monkeypatch):
     formats.load(tmp_path, "plain", {"heads": 3})
   run_ = native.Checkpoint(None, dict(params=tree, ema=tree, memory={}))
   assert formats.save(tmp_path / "out", run_, "plain") == ["ema"]
-  plain.save = plain.describe
-  with pytest.raises(ValueError, match="describes the model: --weights wants a run's"):
-    formats.save(tmp_path / "out", run_, "plain")
-  formats.save(tmp_path / "out", run_, "plain", model="it")
-  assert described == {"model": "it"} and formats.describes_model("plain")

@@ -43,9 +43,9 @@ def vocab(size):
   return vocab_lib.Vocab(size=size, pad=0, unk=1, cls=size - 2, sep=size - 1, mask=None)
 
 
-def openai_spec():
+def openai_spec(name="clip_vit"):
   """`c.model` of the reference's config.json."""
-  size = json.loads((REFERENCE / "clip_vit" / "config.json").read_text())
+  size = json.loads((REFERENCE / name / "config.json").read_text())
   both = dict(norm_eps=1e-5, act="quick_gelu")
   return dict(
     image=dict(
@@ -112,17 +112,22 @@ def siglip_spec():
   )
 
 
-def run(spec, words, objective, params, image, ids, mask):
-  """Arrays of a forward pass, and the gradients of the loss, of a dual encoder."""
+def run(spec, words, objective, params, image, ids, mask, grids=None):
+  """Arrays of a forward pass, and the gradients of the loss, of a dual encoder.
+
+  image: [B, 3, R, R], or with grids [B, 2] rows of patches.
+  """
   model = build.model(spec, vocab=vocab(words), length=ids.shape[1])
   whole = pretrainer_lib.Pretrainer(model, dict(itc=objective), dict(itc=1.0))
   params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
   batch = dict(
-    image=jnp.asarray(image.transpose(0, 2, 3, 1)),
+    image=jnp.asarray(image if grids is not None else image.transpose(0, 2, 3, 1)),
     text=jnp.asarray(ids, jnp.int32),
     text_mask=jnp.asarray(mask),
     image_id=jnp.arange(len(image), dtype=jnp.int32),
   )
+  if grids is not None:
+    batch["image_size"] = jnp.asarray(grids, jnp.int32)
 
   def forward(self, batch):
     model = self.model
@@ -240,6 +245,27 @@ def test_siglip_of_transformers():
   close(got.scale * got.zimg @ got.ztxt.T + bias, expected["logits_per_image"])
   close(got.loss, expected["loss"])
   check_gradients(hf_dual.export(got.grads, "siglip"), expected, 3)
+
+
+def test_siglip2_of_transformers():
+  """Images of three aspect ratios, as padded rows of patches."""
+  inputs, expected = read("hf_siglip2")
+  folder = REFERENCE / "hf_siglip2"
+  spec, params = hf_dual.model_spec(folder), hf_dual.load(folder).params
+  ids, grids = inputs["input_ids"], inputs["spatial_shapes"]
+  seen = np.arange(16) < grids.prod(axis=1)[:, None]
+  np.testing.assert_array_equal(seen, inputs["pixel_attention_mask"])
+  assert len({tuple(grid) for grid in grids}) > 1 and not seen.all()
+  # What is behind an image's patches changes nothing.
+  pixels = np.where(seen[..., None], inputs["pixel_values"], 7.0)
+  sigmoid = itc.Objective(loss="sigmoid")
+  real = np.ones(ids.shape, bool)
+  got = run(spec, 160, sigmoid, params, pixels, ids, real, grids)
+  close(got.zimg, expected["image_embeds"])
+  close(got.ztxt, expected["text_embeds"])
+  bias = params["objectives_itc"]["bias"]
+  close(got.scale * got.zimg @ got.ztxt.T + bias, expected["logits_per_image"])
+  close(got.loss, expected["loss"])
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])

@@ -251,7 +251,7 @@ def job(config: config_lib.Run, workdir: pathlib.Path) -> Job:
     config.batch_size, trained.model.image.res, words.length, trained.objectives
   )
   if pp.leaves_sizes(config.data.pp):
-    _check_takes_sizes(trained.model.image)
+    _check_takes_sizes(trained.model.image, grids=pp.leaves_grids(config.data.pp))
     sized = [key for key in ("image", "image2") if key in batch]
     sizes = jax.ShapeDtypeStruct((config.batch_size, 2), np.int32)
     batch |= {f"{key}_size": sizes for key in sized}
@@ -273,9 +273,17 @@ def job(config: config_lib.Run, workdir: pathlib.Path) -> Job:
   )
 
 
-def _check_takes_sizes(encoder):
+def _check_takes_sizes(encoder, *, grids=False):
   """That padded images have an encoder which leaves the padding out."""
-  if "size" not in inspect.signature(type(encoder).__call__).parameters:
+  takes = inspect.signature(type(encoder).__call__).parameters
+  if grids:
+    if "grid" not in takes:
+      raise ValueError(
+        "config: data.pp: naflex(…) makes rows of patches, but the encoder model.image"
+        f" ({type(encoder).__module__}) reads squares: say model.image.type='naflex',"
+        " or resize(…) instead of naflex(…)."
+      )
+  elif "size" not in takes:
     raise ValueError(
       "config: data.pp: fit(…) leaves images of several sizes on a canvas, but the"
       f" encoder model.image ({type(encoder).__module__}) reads whole squares: say"

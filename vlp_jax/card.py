@@ -172,8 +172,7 @@ def check(card: Card, config: Mapping[str, Any]) -> list[str]:
   faults = []
   for field, value in stated.items():
     found = said[field] if field in said else default(config, field)
-    if isinstance(found, tuple):
-      found = [list(x) if isinstance(x, tuple) else x for x in found]
+    found = _lists(found)
     value = None if value == "None" else value
     if found != value or isinstance(found, bool) != isinstance(value, bool):
       faults.append(f"  {field}: the config has {found!r}, the card {value!r}")
@@ -184,6 +183,11 @@ def check(card: Card, config: Mapping[str, Any]) -> list[str]:
     if field not in covered and not any(field.startswith(f"{c}.") for c in covered)
   ]
   return faults
+
+
+def _lists(value):
+  """Tuples as TOML has them."""
+  return [_lists(x) for x in value] if isinstance(value, (tuple, list)) else value
 
 
 def leaves(config: Mapping[str, Any], where: str = "") -> dict[str, Any]:

@@ -32,15 +32,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.key is not None:
       options["key"] = args.key
     target = args.to or formats.NATIVE
-    model = None
     # Options are of the format of others, which is what is read where both are.
     if (args.weights / "checkpoints").is_dir():
-      checkpoint, model = _of_run(args.weights, args.step, target)
+      checkpoint = _of_run(args.weights, args.step, target)
     elif (args.weights / native.FILE).is_file():
       checkpoint = native.load(args.weights)
     else:
       checkpoint, options = formats.load(args.weights, args.source, options), {}
-    left = formats.save(args.out, checkpoint, target, options, model=model)
+    left = formats.save(args.out, checkpoint, target, options)
     fields = checkpoint.fields
     trees = [k for k in ("params", "ema", "memory") if fields.get(k) and k not in left]
     told = ", ".join(f"{k} of {tree.size(fields[k]):,} numbers" for k in trees)
@@ -78,8 +77,7 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def _of_run(workdir, step, target):
-  """(the state of a run's checkpoint, or the tower that the target holds; the model,
-  where the target describes it)."""
+  """The state of a run's checkpoint, or of it the towers that the target holds."""
   from vlp_jax import build
   from vlp_jax import config as config_lib
   from vlp_jax.interop import formats
@@ -87,16 +85,14 @@ def _of_run(workdir, step, target):
   from vlp_jax.training import checkpoint
 
   state = checkpoint.Checkpoints(workdir / "checkpoints").arrays(step)
-  model = None
-  if target in formats.towers() or formats.describes_model(target):
+  if target in formats.towers():
     config = config_lib.run(config_lib.load(str(workdir / cli.CONFIG_FILE)))
     words = build.tokenizer(config.tokenizer, None, workdir)
     model = build.model(config.model, vocab=words.vocab, length=words.length)
-  if target in formats.towers():
-    return formats.of_model(target, model, state["params"]), model
+    return formats.of_model(target, model, state["params"])
   fields = dict(params=state["params"], ema=state.get("ema"))
   fields["memory"] = state.get("memory") or {}
-  return native.Checkpoint(None, fields), model
+  return native.Checkpoint(None, fields)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.data import pictures
+from vlp_jax.data import ops_image
 from vlp_jax.data import pipeline
 from vlp_jax.data import pp
 from vlp_jax.data.sources import scenes
@@ -59,3 +60,25 @@ def test_batches_have_the_sizes():
   np.testing.assert_array_equal(batch["image_size"], np.full((4, 2), 32))
   with pytest.raises(ValueError, match="without padding"):
     next(pipeline.eval_images(source, words, batch_size=4))
+
+
+def test_naflex_is_a_row_of_patches_with_its_grid():
+  image = np.random.default_rng(0).integers(0, 256, (30, 90, 3), np.uint8)
+  out = run("decode|naflex(32, 8)", image)
+  # One row of eight or two of six: as many of sixteen patches as the ratio allows.
+  assert out["image_size"].tolist() == [2, 6] and out["image"].shape == (32, 32, 3)
+  row = (
+    out["image"].reshape(4, 8, 4, 8, 3).transpose(0, 2, 1, 3, 4).reshape(16, 8, 8, 3)
+  )
+  assert not row[12:].any() and row[:12].any(axis=(1, 2, 3)).all()
+  whole = row[:12].reshape(2, 6, 8, 8, 3).transpose(0, 2, 1, 3, 4).reshape(16, 48, 3)
+  want = run("decode|resize(16)", image)["image"]  # the same rows, fewer columns
+  got = whole.reshape(16, 16, 3, 3).mean(axis=2)
+  assert np.abs(got - want.astype(np.float32)).mean() < 8
+  assert ops_image.naflex_grid(10, 10, patch=16, most=256) == (16, 16)
+  assert ops_image.naflex_grid(1, 1000, patch=16, most=256) == (1, 256)
+  assert pp.leaves_sizes("decode|naflex(32, 8)") and pp.leaves_grids(
+    "decode|naflex(32, 8)"
+  )
+  with pytest.raises(ValueError, match="naflex pads, so it is the last word"):
+    pp.parse("decode|naflex(32, 8)|flip")

@@ -175,7 +175,7 @@ def test_siglip_init_resizes_a_table_without_a_class_token():
 # --- transformers ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["hf_clip", "hf_siglip"])
+@pytest.mark.parametrize("name", ["hf_clip", "hf_siglip", "hf_siglip2"])
 def test_folder_round_trip_is_bit_exact(tmp_path, name):
   folder = REFERENCE / name
   theirs = json.loads((folder / "config.json").read_text())
@@ -222,7 +222,9 @@ def test_folders_that_are_none(tmp_path):
     hf_dual.load(tmp_path)
   config = tmp_path / "config.json"
   config.write_text('{"model_type": "bert"}')
-  with pytest.raises(ValueError, match="model_type='bert': want one of clip, siglip"):
+  with pytest.raises(
+    ValueError, match="model_type='bert': want one of clip, siglip, siglip2"
+  ):
     hf_dual.model_spec(tmp_path)
   config.write_text('{"model_type": "clip", "text_config": {"hidden_act": "mish"}}')
   with pytest.raises(ValueError, match=r"text_config: hidden_act='mish'"):

@@ -182,3 +182,5 @@ def test_padded_images_want_an_encoder_that_takes_sizes():
   build._check_takes_sizes(patches.Encoder(width=8, patch=4, res=16))
   with pytest.raises(ValueError, match=r'model.image.type="patches", or resize'):
     build._check_takes_sizes(tiny.model().image)
+  with pytest.raises(ValueError, match=r"say model.image.type='naflex', or resize"):
+    build._check_takes_sizes(tiny.model().image, grids=True)

@@ -107,6 +107,54 @@ def fit(shorter: int, longer: int, multiple: int = 32) -> Op:
   return op
 
 
+def naflex(res: int, patch: int) -> Op:
+  """Keeps the aspect ratio in at most (res / patch)² patches: NaFlex of SigLIP 2.
+
+  Both sides are multiples of `patch`, as large as the number of patches allows
+  (transformers image_processing_siglip2.py get_image_size_for_max_num_patches). The
+  patches, by rows, then black ones, are cut into the lines of a square canvas of `res`:
+  shapes are static. "image_size" is the grid, (lines, columns) in patches, for
+  `models/naflex.py`. The last word on images.
+  """
+  _check_size(patch)
+  if res % patch:
+    raise ValueError(f"res={res} is not a multiple of patch={patch}.")
+  side = res // patch
+
+  def op(example, rng):
+    del rng
+    image = decode_lib.load(_opened(example, "naflex"))
+    grid = naflex_grid(*image.size[::-1], patch=patch, most=side**2)
+    pixels = np.asarray(_resized(image, (grid[1] * patch, grid[0] * patch)))
+    row = np.zeros((side**2, patch, patch, 3), np.uint8)
+    cut = pixels.reshape(grid[0], patch, grid[1], patch, 3).transpose(0, 2, 1, 3, 4)
+    row[: grid[0] * grid[1]] = cut.reshape(-1, patch, patch, 3)
+    canvas = row.reshape(side, side, patch, patch, 3).transpose(0, 2, 1, 3, 4)
+    canvas = canvas.reshape(res, res, 3)
+    return example | {"image": canvas, "image_size": np.array(grid, np.int32)}
+
+  return op
+
+
+def naflex_grid(
+  height: int, width: int, *, patch: int, most: int, tolerance: float = 1e-5
+) -> tuple[int, int]:
+  """(lines, columns) of the largest grid of an aspect ratio with `most` patches.
+
+  By bisection of the scale, as the official code does.
+  """
+  low, high = tolerance / 10, 100.0
+
+  def at(scale):
+    return [max(1, math.ceil(x * scale / patch)) for x in (height, width)]
+
+  while high - low >= tolerance:
+    middle = (low + high) / 2
+    lines, columns = at(middle)
+    low, high = (middle, high) if lines * columns <= most else (low, middle)
+  return tuple(at(low))
+
+
 def center_crop(size: int) -> Op:
   """The middle square of this size; torchvision's CenterCrop."""
   _check_size(size)

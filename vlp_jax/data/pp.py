@@ -17,6 +17,7 @@ from vlp_jax.data import ops_image
 from vlp_jax.data.ops_image import Op
 
 IMAGES = ops_image.__name__  # where the words on images are
+SIZED = ("fit", "naflex")
 
 
 def parse(text: str) -> Op:
@@ -51,7 +52,12 @@ def parse_captions(text: str) -> Op:
 
 def leaves_sizes(text: str) -> bool:
   """Whether examples get an "image_size": images of several sizes on one canvas."""
-  return any(name == "fit" for name, _ in _ops(text))
+  return any(name in SIZED for name, _ in _ops(text))
+
+
+def leaves_grids(text: str) -> bool:
+  """Whether that is the grid of each image's patches, which lie in a row (naflex)."""
+  return any(name == "naflex" for name, _ in _ops(text))
 
 
 @functools.cache
@@ -88,8 +94,9 @@ def _check_order(names, text):
     raise ValueError(f"pp: {text!r} lacks decode {first}: images come as files.")
   if "decode" in names[1:]:
     raise ValueError(f"pp: {text!r} says decode twice: leave the later one out.")
-  if "fit" in names[:-1]:
-    raise ValueError(f"pp: {text!r}: fit pads, so it is the last word on images.")
+  for name in SIZED:
+    if name in names[:-1]:
+      raise ValueError(f"pp: {text!r}: {name} pads, so it is the last word on images.")
 
 
 def _split(text):

@@ -128,8 +128,6 @@ def save(
   checkpoint: native.Checkpoint,
   name: str,
   options: Mapping[str, Any] = types.MappingProxyType({}),
-  *,
-  model: Any = None,
 ) -> list[str]:
   """Writes what `load` gave in a format of others, or in our own.
 
@@ -137,7 +135,6 @@ def save(
     path: which is not there yet.
     checkpoint: of `load`, or of a run, whose format is None.
     name: the format. options: arguments of its `save`.
-    model: the VLM, for formats that describe it beside the tensors.
 
   Returns:
     What the checkpoint has and the format has no place for: averages, queues.
@@ -154,11 +151,6 @@ def save(
   _check(module.save, options, name)
   if pathlib.Path(path).exists():
     raise ValueError(f"{path} is there already: name another.")
-  more = dict(options)
-  if describes_model(name):
-    if model is None:
-      raise ValueError(f"--to {name} describes the model: --weights wants a run's.")
-    more["model"] = model
   plain = "params" in inspect.signature(module.save).parameters
   given = {k: v for k, v in checkpoint.fields.items() if k == "params"}
   missing = [] if given else ["params"]
@@ -173,13 +165,8 @@ def save(
       f" {', '.join(checkpoint.fields)}, but {name} wants"
       f" {', '.join([*given, *missing])}."
     )
-  module.save(path, given["params"] if plain else module.Checkpoint(**given), **more)
+  module.save(path, given["params"] if plain else module.Checkpoint(**given), **options)
   return left
-
-
-def describes_model(name: str) -> bool:
-  """Whether a format's `save` wants the model."""
-  return name != NATIVE and "model" in inspect.signature(_module(name).save).parameters
 
 
 def _is_needed(field):
@@ -210,7 +197,7 @@ def _module(name):
 def _check(function, options, name):
   """The options are arguments of the format's function."""
   given = list(inspect.signature(function).parameters)
-  allowed = [n for n in given if n not in ("path", "checkpoint", "params", "model")]
+  allowed = [n for n in given if n not in ("path", "checkpoint", "params")]
   wrong = [n for n in options if n not in allowed]
   if wrong:
     raise ValueError(

@@ -1,12 +1,13 @@
-"""CLIP and SigLIP of Hugging Face's transformers <-> our dual encoders.
+"""CLIP, SigLIP and SigLIP 2 of Hugging Face's transformers <-> our dual encoders.
 
-Both have the same towers under the same names; they differ in their ends. What the
+All have the same towers under the same names; they differ in their ends. What the
 weights do not tell (activation, epsilon, heads) is in config.json, and is checked
 against the model.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import math
 import os
 from typing import Any
 
@@ -16,6 +17,7 @@ from vlp_jax.interop import dual
 from vlp_jax.interop import hf
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
+from vlp_jax.models import naflex
 
 SIGNATURE = (
   r"vision_model\.encoder\.layers\.0\.self_attn\.q_proj\.weight",
@@ -71,6 +73,19 @@ DEFAULTS = {
     ),
   ),
 }
+# The same sizes (configuration_siglip2.py), but for the row of patches in place of an
+# image.
+DEFAULTS["siglip2"] = dict(
+  text_config=DEFAULTS["siglip"]["text_config"],
+  vision_config={
+    name: value
+    for name, value in DEFAULTS["siglip"]["vision_config"].items()
+    if name != "image_size"
+  }
+  | dict(num_patches=256),
+)
+# Their class of each kind.
+CLASSES = dict(clip="CLIPModel", siglip="SiglipModel", siglip2="Siglip2Model")
 # Ours <- theirs, of either tower.
 SIZES = dict(
   width="hidden_size",
@@ -108,7 +123,7 @@ def load(path: str | os.PathLike) -> Checkpoint:
 
 
 def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
-  """Writes a directory that `CLIPModel` or `SiglipModel.from_pretrained` reads."""
+  """Writes a directory that `from_pretrained` of the class reads (`CLASSES`)."""
   kind = _kind(checkpoint.config, "what to write")
   hf.write(path, checkpoint.config, LAYOUTS[kind].write(checkpoint.params))
 
@@ -137,6 +152,8 @@ def of_model(model: Any, params: Mapping[str, Any]) -> Checkpoint:
     ValueError: the model is neither of them, or has a field that they do not have.
   """
   kind = "siglip" if model.image.pool == "map" else "clip"
+  if isinstance(model.image, naflex.Encoder):
+    kind = "siglip2"
   config = _describe(model, kind)
   # A reader must understand what we write as this model.
   spec = _spec(config, kind)
@@ -147,7 +164,7 @@ def of_model(model: Any, params: Mapping[str, Any]) -> Checkpoint:
 def export(params: Mapping[str, Any], kind: str) -> dict[str, np.ndarray]:
   """A tree of the parameters' shape (gradients) under transformers' names.
 
-  kind: "clip" or "siglip".
+  kind: "clip", "siglip" or "siglip2".
   """
   return LAYOUTS[kind].write(params)
 
@@ -196,10 +213,19 @@ def clip_rules(depth_image: int, depth_text: int) -> rules.Table:
 
 def siglip_rules(depth_image: int, depth_text: int) -> rules.Table:
   """`SiglipModel` <-> {"model": …, "objectives_itc": …} (sizes of `towers`, E)."""
+  return _siglip_rules(depth_image, depth_text, "W 3 p q -> (p q 3) W")
+
+
+def siglip2_rules(depth_image: int, depth_text: int) -> rules.Table:
+  """`Siglip2Model`, whose patches are rows: a linear map in place of a convolution."""
+  return _siglip_rules(depth_image, depth_text, "W K -> K W")
+
+
+def _siglip_rules(depth_image, depth_text, patches):
   vision, head = "vision_model.", "vision_model.head."
   pool = "model/image/map_pool"
   return [
-    *_vision_rules(vision, depth_image, prefix=0),
+    *_vision_rules(vision, depth_image, prefix=0, patches=patches),
     rules.Rule(
       f"{vision}embeddings.patch_embedding.bias", "model/image/patch/bias", "W -> W"
     ),
@@ -240,7 +266,7 @@ def layer_rules(theirs: str, ours: str, depth: int) -> rules.Table:
   ]
 
 
-def _vision_rules(theirs, depth, *, prefix):
+def _vision_rules(theirs, depth, *, prefix, patches="W 3 p q -> (p q 3) W"):
   at, ours = f"{theirs}embeddings.", "model/image"
   return [
     rules.Rule(
@@ -249,9 +275,7 @@ def _vision_rules(theirs, depth, *, prefix):
       "L W -> L W",
       fit=towers.resize_to(prefix),
     ),
-    rules.Rule(
-      f"{at}patch_embedding.weight", f"{ours}/patch/kernel", "W 3 p q -> (p q 3) W"
-    ),
+    rules.Rule(f"{at}patch_embedding.weight", f"{ours}/patch/kernel", patches),
     *layer_rules(theirs, ours, depth),
     *towers.norm_rules(f"{theirs}post_layernorm.", f"{ours}/norm", "W"),
   ]
@@ -280,6 +304,7 @@ _COMMON = dict(
 LAYOUTS = {
   "clip": dual.Layout(what="a CLIPModel", table=clip_rules, **_COMMON),
   "siglip": dual.Layout(what="a SiglipModel", table=siglip_rules, **_COMMON),
+  "siglip2": dual.Layout(what="a Siglip2Model", table=siglip2_rules, **_COMMON),
 }
 
 
@@ -295,7 +320,7 @@ def _spec(config, where):
   text, vision = (_section(config, name) for name in ("text_config", "vision_config"))
   image = _tower(vision, f"{where}: vision_config")
   words = _tower(text, f"{where}: text_config")
-  image |= dict(type="vit", patch=vision["patch_size"], res=vision["image_size"])
+  image |= dict(patch=vision["patch_size"]) | _picture(kind, vision, where)
   words |= dict(type="text", length=text["max_position_embeddings"], types=0)
   words |= dict(norm="pre", pool="last")
   spec = dict(image=image, text=words, scale="log_scale")
@@ -306,12 +331,25 @@ def _spec(config, where):
     return spec | dict(embed_dim=width, project_bias=False)
   if not vision.get("vision_use_head", True):
     raise ValueError(f"{where}: vision_use_head=false: only the pooling head is read.")
-  image |= dict(class_token=False, pool="map")
+  image |= dict(pool="map") | (dict(class_token=False) if kind == "siglip" else {})
   words |= dict(attention="bidirectional", see_padding=True)
   width = text.get("projection_size", text["hidden_size"])
   return spec | dict(
     embed_dim=width, project=("text",), image_mean=(0.5,) * 3, image_std=(0.5,) * 3
   )
+
+
+def _picture(kind, vision, where):
+  """Type and res of the image tower."""
+  if kind != "siglip2":
+    return dict(type="vit", res=vision["image_size"])
+  side = math.isqrt(vision["num_patches"])
+  if side * side != vision["num_patches"]:
+    raise ValueError(
+      f"{where}: vision_config.num_patches={vision['num_patches']}: want a square: its"
+      " table of positions is of a square grid."
+    )
+  return dict(type="naflex", res=side * vision["patch_size"])
 
 
 def _section(config, name):
@@ -365,13 +403,14 @@ def _describe(model, kind):
     pad_token_id=vocab.pad,
   )
   vision = tower(model.image) | dict(
-    model_type=f"{kind}_vision_model",
-    image_size=model.image.res,
-    patch_size=model.image.patch,
-    num_channels=3,
+    model_type=f"{kind}_vision_model", patch_size=model.image.patch, num_channels=3
+  )
+  side = model.image.res // model.image.patch
+  vision |= (
+    dict(num_patches=side**2) if kind == "siglip2" else dict(image_size=model.image.res)
   )
   config = dict(
-    architectures=["CLIPModel" if kind == "clip" else "SiglipModel"],
+    architectures=[CLASSES[kind]],
     model_type=kind,
     initializer_factor=1.0,
     dtype="float32",

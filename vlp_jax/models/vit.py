@@ -38,6 +38,7 @@ class Encoder(nn.Module):
       0: none. The last norm comes behind it.
     query_heads: of that attention.
     trunk_width: of the blocks, where the pooling makes another width of it.
+    mask_token: has a learned token that stands for a hidden patch.
     drop_patches: share of the patches that are dropped in training, others of each
       image (FLIP, https://arxiv.org/abs/2212.00794); class token and positions stay.
   """
@@ -59,6 +60,7 @@ class Encoder(nn.Module):
   queries: int = 0
   query_heads: int = 8
   trunk_width: int | None = None
+  mask_token: bool = False
   act: block.Activation = "gelu"
   dropout: float = 0.0
   dropout_attention: float = 0.0
@@ -112,6 +114,8 @@ class Encoder(nn.Module):
     small = axes.kernel_init(0.02, trunk)
     if self.class_token:
       self.cls = self.param("cls", axes.boxed(small, "embed"), (trunk,))
+    if self.mask_token:
+      self.hidden_patch = self.param("mask", axes.boxed(small, "embed"), (trunk,))
     if self.posemb == "learned":
       table = axes.boxed(small, "pos", "embed")
       self.table = self.param("posemb", table, (prefix + grid**2, trunk))
@@ -135,12 +139,22 @@ class Encoder(nn.Module):
         name="map_pool",
       )
 
-  def __call__(self, image: jax.Array, *, train: bool = False) -> tokens_lib.Tokens:
-    """image float [B, R, R, 3], normalised."""
+  def __call__(
+    self,
+    image: jax.Array,
+    *,
+    hidden: jax.Array | None = None,
+    train: bool = False,
+  ) -> tokens_lib.Tokens:
+    """image float [B, R, R, 3], normalised; hidden bool [B, P], patches to mask."""
     if self.stem == "conv":
       x = self.conv_stem(image)
     else:
       x = self.patch_embed(patchify(image, self.patch))
+    if hidden is not None:
+      if not self.mask_token:
+        raise ValueError("hidden patches want model.image.mask_token=True.")
+      x = jnp.where(hidden[..., None], self.hidden_patch.astype(x.dtype), x)
     grid = image.shape[1] // self.patch
     prefix = int(self.class_token)
     if self.class_token:

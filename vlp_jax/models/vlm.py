@@ -92,17 +92,25 @@ class VLM(nn.Module):
     self.scale_param = self.param(self.scale, init, ())
 
   def encode_image(
-    self, image: jax.Array, size: jax.Array | None = None, *, train: bool = False
+    self,
+    image: jax.Array,
+    size: jax.Array | None = None,
+    hidden: jax.Array | None = None,
+    *,
+    train: bool = False,
   ) -> tokens_lib.Tokens:
     """uint8 [B, R, R, 3], normalised here, or float of normalised values.
 
     size int32 [B, 2], rows and columns of each image where the rest of the canvas is
     padding; for encoders that take it (`models/patches.py`).
+    hidden bool [B, P], patches that the encoder replaces by its mask token.
     """
     if image.dtype == jnp.uint8:
       image = (image.astype(jnp.float32) / 255.0 - jnp.asarray(self.image_mean)) / (
         jnp.asarray(self.image_std)
       )
+    if hidden is not None:
+      return self.image(image, hidden=hidden, train=train)
     if size is None:
       return self.image(image, train=train)
     return self.image(image, size, train=train)

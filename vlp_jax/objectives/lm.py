@@ -10,7 +10,7 @@ K beams.
 """
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -41,6 +41,8 @@ class Objective(nn.Module):
     transform: the head has its dense layer, activation (`act`) and norm.
     tied: words are scored by the text encoder's table, else by a matrix of the head.
     bias: the head adds a bias for each word.
+    writer: what reads the image and writes: the model's fusion, on top of its text
+      encoder, or its decoder, which has words of its own (LocCa, SigLIP 2).
   """
 
   vocab: Any
@@ -54,6 +56,7 @@ class Objective(nn.Module):
   act: block.Activation = "gelu"
   norm_eps: float = 1e-12
   init_std: float | None = 0.02
+  writer: Literal["fusion", "decoder"] = "fusion"
 
   def setup(self):
     if self.prompt < 1:
@@ -128,15 +131,26 @@ class Objective(nn.Module):
     encoded: the ids as the text encoder has encoded them, which serves where it reads
     from the left itself (CoCa).
     """
-    text = model.words(ids, mask, encoded, attention, train=train)
-    x = model.fuse(image, text, attention=attention, train=train).x
+    x = self.read(model, image, ids, mask, encoded, attention, train=train)
     return self.head(model, x)
+
+  def read(self, model, image, ids, mask, encoded, attention, *, train=False):
+    """[B, L, D]: the ids as the writer has read them, each given the image."""
+    if self.writer == "decoder":
+      return model.decode(ids, mask, image, attention=attention, train=train).x
+    text = model.words(ids, mask, encoded, attention, train=train)
+    return model.fuse(image, text, attention=attention, train=train).x
 
   def head(self, model, x):
     """[B, L, D] -> float32 [B, L, V]."""
     if self.transform:
       x = self.norm(block.ACTIVATIONS[self.act](self.dense(x)))
-    logits = model.word_logits(x) if self.tied else self.out(x).astype(jnp.float32)
+    if not self.tied:
+      logits = self.out(x).astype(jnp.float32)
+    elif self.writer == "decoder":
+      logits = model.decoded_logits(x)
+    else:
+      logits = model.word_logits(x)
     return logits + self.offset if self.bias else logits
 
   def generate(
@@ -170,8 +184,7 @@ class Objective(nn.Module):
 
     def read(model, image, ids, at):
       writing = mask_lib.Writing(jnp.asarray(at), settings.max_length)
-      words = model.words(ids, jnp.ones(ids.shape, bool), None, writing)
-      return model.fuse(image, words, attention=writing).x
+      return self.read(model, image, ids, jnp.ones(ids.shape, bool), None, writing)
 
     writer = ask.writer(model, read)
     _, *kept = writer.begin(image, start, 0)

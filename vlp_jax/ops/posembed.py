@@ -69,9 +69,7 @@ def bilinear(
   Returns:
     float32 [B, K, D].
   """
-  side = math.isqrt(table.shape[0])
-  if side * side != table.shape[0]:
-    raise ValueError(f"a position table of {table.shape[0]} rows is of no square grid.")
+  side = _side(table)
 
   def weights(at_BK, count_B):
     step_B = (side - 1) / jnp.maximum(count_B - 1, 1)
@@ -80,6 +78,42 @@ def bilinear(
     near = 1.0 - jnp.abs(source_BK[..., None] - jnp.arange(side))
     return jnp.maximum(near, 0.0)
 
+  return _gather(table, weights, row_BK, column_BK, grid_B2)
+
+
+def antialiased(
+  table: jax.Array, row_BK: jax.Array, column_BK: jax.Array, grid_B2: jax.Array
+) -> jax.Array:
+  """A learned table resized to each image's own grid, with a triangle filter.
+
+  `torch.nn.functional.interpolate(mode="bilinear", antialias=True,
+  align_corners=False)` (SigLIP 2), for grids that are known only when it runs: where a
+  grid is smaller than the table's, each place is a mean over as much more of it.
+
+  Args, returns: as of `bilinear`.
+  """
+  side = _side(table)
+
+  def weights(at_BK, count_B):
+    scale_B = side / jnp.maximum(count_B, 1).astype(jnp.float32)
+    centre_BK = (at_BK + 0.5) * scale_B[:, None]
+    away = jnp.abs(centre_BK[..., None] - (jnp.arange(side) + 0.5))
+    near = jnp.maximum(1.0 - away / jnp.maximum(scale_B, 1.0)[:, None, None], 0.0)
+    # Beyond the edge there is nothing: what is within counts for all.
+    return near / jnp.maximum(near.sum(axis=-1, keepdims=True), 1e-6)
+
+  return _gather(table, weights, row_BK, column_BK, grid_B2)
+
+
+def _side(table):
+  side = math.isqrt(table.shape[0])
+  if side * side != table.shape[0]:
+    raise ValueError(f"a position table of {table.shape[0]} rows is of no square grid.")
+  return side
+
+
+def _gather(table, weights, row_BK, column_BK, grid_B2):
+  side = _side(table)
   return jnp.einsum(
     "BKG,BKH,GHD->BKD",
     weights(row_BK, grid_B2[:, 0]),

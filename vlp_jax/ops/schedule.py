@@ -15,3 +15,8 @@ def ramp(step: jax.Array, value: float, over: int) -> jax.Array:
   if not over:
     return jnp.float32(value)
   return value * jnp.minimum(1.0, step.astype(jnp.float32) / over)
+
+
+def begun(step: jax.Array, start: int) -> jax.Array:
+  """float32 []: 0 before step `start`, then 1."""
+  return (step >= start).astype(jnp.float32)
