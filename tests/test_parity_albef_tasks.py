@@ -405,7 +405,7 @@ def per_question(inputs):
 
 
 @pytest.fixture(scope="module")
-def answered():
+def answered(polished):
   official = OFFICIAL["vqa"]
   config, inputs = official.config, official.inputs
   batch = per_question(inputs)
