@@ -45,4 +45,4 @@ def get_config(arg=""):
   c.optim = dict(lr=1e-4, weight_decay=0.02, undecayed=r"(^|/)(bias|scale)$")
   c.optim.update(warmup="1 step" if tiny else "2000 steps", warmup_lr=1e-5)
   c.optim.end_lr = 1e-5
-  return c
+  return parts.on_scenes(c, 48) if tiny else c

@@ -44,12 +44,12 @@ def size(name, **fields):
   return dict(width=width, depth=depth, num_heads=heads, mlp_dim=mlp) | fields
 
 
-def on_scenes(config, res):
+def on_scenes(config, res, task="pairs"):
   """The config with rendered scenes as its data, and a vocabulary made of theirs."""
   length = config.tokenizer.length
   recipe = dict(vocab_size=256, model_type="bpe")
   config.tokenizer = dict(type="sentencepiece", length=length, train=recipe)
-  config.data.source = dict(type="scenes", split="train", size=300, res=res)
+  config.data.source = dict(type="scenes", size=300, res=res, task=task)
   return config
 
 

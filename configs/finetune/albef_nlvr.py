@@ -24,4 +24,4 @@ def get_config(arg=""):
     c.init.skip = ("ta_head.*", "(vision|text)_proj.*", "temp")
     c.init.fresh = ("objectives_classify/.*",)
     c.evals = parts.tables("classify", val="nlvr_dev.json", test="nlvr_test.json")
-  return c
+  return parts.on_scenes(c, 48, "nlvr") if tiny else c

@@ -34,4 +34,4 @@ def get_config(arg=""):
     c.evals.test.rerank = 128 if flickr else 256
     data = dict(source=dict(type="table", path=path), pp="decode|resize(384)|clean(30)")
     c.evals.test.data = data
-  return c
+  return parts.on_scenes(c, 48) if tiny else c

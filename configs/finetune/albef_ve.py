@@ -12,10 +12,11 @@ from configs import parts
 
 
 def get_config(arg=""):
-  c = parts.albef_task("ve", tiny=arg == "tiny", batch=256, epochs=5, length=48)
+  tiny = arg == "tiny"
+  c = parts.albef_task("ve", tiny=tiny, batch=256, epochs=5, length=48)
   c.objectives = dict(classify=dict(classes=3, distill=0.4))
   c.data.source.suffix = ".jpg"
   c.data.source.classes = ("contradiction", "neutral", "entailment")
-  if arg != "tiny":
+  if not tiny:
     c.evals = parts.tables("classify", val="ve_dev.json", test="ve_test.json")
-  return c
+  return parts.on_scenes(c, 48, "ve") if tiny else c

@@ -25,4 +25,4 @@ def get_config(arg=""):
   depth = 2 if tiny else 6
   c.model.decoder = parts.size("tiny" if tiny else "B", **decoder | dict(depth=depth))
   c.objectives = dict(vqa=dict(answers=10, distill=0.4, distill_ramp="1 epoch"))
-  return c
+  return parts.on_scenes(c, 48, "vqa") if tiny else c

@@ -29,4 +29,4 @@ def get_config(arg=""):
     c.evals = parts.tables("caption", pp="decode|resize(384)", **files)
     for each in c.evals.values():
       each.update(prompt=prompt, beams=3, max_length=20, min_length=5)
-  return c
+  return parts.on_scenes(c, 48) if tiny else c

@@ -29,4 +29,4 @@ def get_config(arg=""):
     pp = "decode|resize(384)|clean(40, paper='blip')"
     files = dict(val="nlvr_dev.json", test="nlvr_test.json")
     c.evals = parts.tables("classify", pp=pp, **files)
-  return c
+  return parts.on_scenes(c, 48, "nlvr") if tiny else c

@@ -31,4 +31,4 @@ def get_config(arg=""):
     c.evals = parts.tables("retrieval", pp=pp, **files)
     for each in c.evals.values():
       each.update(rerank=256, add_similarity="as_is")
-  return c
+  return parts.on_scenes(c, 48) if tiny else c

@@ -31,4 +31,4 @@ def get_config(arg=""):
     pp = "decode|resize(480)|clean(50, paper='blip')"
     c.evals = parts.tables("vqa", pp=pp, test="vqa_test.json")
     c.evals.test.update(how="rank", rank=128, answers="data/answer_list.json")
-  return c
+  return parts.on_scenes(c, 48, "vqa") if tiny else c

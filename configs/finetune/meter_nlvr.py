@@ -32,4 +32,4 @@ def get_config(arg=""):
     c.evals = parts.tables("classify", pp=f"decode|{pp}", **files)
     for each in c.evals.values():
       each.objective = "pair_classify"
-  return c
+  return parts.on_scenes(c, 48, "nlvr") if tiny else c

@@ -34,4 +34,4 @@ def get_config(arg=""):
     c.init.skip = (r"(mlm|itm)_score\..*",)
     c.evals = parts.tables("retrieval", pp=f"decode|{pp}", test=f"{data}_test.json")
     c.evals.test.update(every="100%", all_pairs=True, objective="text_rank")
-  return c
+  return parts.on_scenes(c, 48) if tiny else c

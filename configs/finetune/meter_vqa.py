@@ -33,4 +33,4 @@ def get_config(arg=""):
     c.evals = parts.tables("vqa", pp=f"decode|{pp}", **files)
     for each in c.evals.values():
       each.update(objective="vqa_scores", how="choose", answers="data/vqa_answers.json")
-  return c
+  return parts.on_scenes(c, 48, "vqa") if tiny else c

@@ -30,4 +30,4 @@ def get_config(arg=""):
     c.evals = parts.tables("vqa", pp=pp, val="vqa_rest_val.json", test="vqa_test.json")
     for each in c.evals.values():
       each.update(objective="vqa_scores", how="choose", answers="data/vqa_answers.json")
-  return c
+  return parts.on_scenes(c, 48, "vqa") if tiny else c

@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+from typing import Literal
 
 import numpy as np
 
 from vlp_jax.data import drawing
+from vlp_jax.data import scene_tasks
 from vlp_jax.data import scenes
 
 
@@ -24,6 +26,8 @@ class Source:
       the same words bound differently; see `scenes.split`.
     rivalry: share of train's odd examples that show a rival of the example before
       them, the same words bound differently; for `data.block=2`.
+    task: what a scene is for: to be captioned, or a task of data/scene_tasks.py, whose
+      question, statement or hypothesis takes the caption's place.
   """
 
   split: str = "train"
@@ -33,6 +37,7 @@ class Source:
   one: float = 0.2
   twins: float = 0.5
   rivalry: float = 0.0
+  task: Literal["pairs", "vqa", "ve", "nlvr"] = "pairs"
 
   def __post_init__(self):
     scenes.size_of(self.split, self.size)
@@ -55,7 +60,7 @@ class Source:
     return scenes.split(self.split, one=self.one, twins=self.twins)
 
   def read(self, indices: np.ndarray) -> list[dict]:
-    """Raw examples: image (PNG bytes), captions, image_id, key, words.
+    """Raw examples: image (PNG bytes), captions, image_id, key; words, or the task's.
 
     `image_id` is the number of the description: pictures of one description are no
     negatives of each other's caption. `words` are those of the caption that depend on
@@ -65,17 +70,30 @@ class Source:
 
   def captions(self, indices: np.ndarray) -> list[str]:
     """The captions of `read(indices)` without drawing: what a tokenizer trains on."""
-    return [self._example(index).caption for index in indices]
+    return [self._asked(self._example(index))["captions"][0] for index in indices]
 
   def _drawn(self, index, example):
-    image = drawing.draw(scenes.scene(example.number), res=self.res, rng=example.rng)
+    asked = self._asked(example)
+    image = self._picture(scenes.scene(example.number), example.rng)
+    if "second" in asked:
+      asked["image2"] = self._picture(asked.pop("second"), example.rng)
+    if self.task == "pairs":
+      asked["words"] = scenes.words(example.caption)
     return {
-      "image": drawing.png(image),
-      "captions": [example.caption],
+      "image": image,
       "image_id": example.number,
       "key": f"scenes/{self.split}/{int(index)}",
-      "words": scenes.words(example.caption),
+      **asked,
     }
+
+  def _picture(self, described, rng):
+    return drawing.png(drawing.draw(described, res=self.res, rng=rng))
+
+  def _asked(self, example):
+    """What the task makes of the scene: "captions", and what it needs besides."""
+    if self.task == "pairs":
+      return {"captions": [example.caption]}
+    return scene_tasks.TASKS[self.task](scenes.scene(example.number), example.rng)
 
   def _example(self, index):
     if not 0 <= index < len(self):

@@ -1,0 +1,68 @@
+"""Every config's `:tiny` trains, by its command: 200 steps bring the loss into a band.
+
+The bands are recorded in bands.json: the mean loss of the first and of the last steps
+when it was written, and the bound that the last ones have to stay under. After a change
+that is meant: UPDATE_BANDS=1 pytest tests/configs/test_training.py.
+"""
+
+import json
+import os
+import pathlib
+
+import jax
+import pytest
+
+from tests import runs
+from tests.configs import test_all
+from vlp_jax import train
+from vlp_jax.training import sharding
+
+BANDS = pathlib.Path(__file__).parent / "bands.json"
+STEPS = 200
+SEEN = 20  # steps of a mean
+# Of what the loss has come down, so much may come up again: rounding differs between
+# processors, and small models amplify it.
+SLACK = 0.25
+# ALBEF again, on data that has to be prepared first.
+PREPARED = ("quickstart", "flickr8k")
+NAMES = [name for name in test_all.NAMES if name not in PREPARED]
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+  """As on a laptop: the mesh of eight that tests have is slow for batches of 16."""
+  make, first = sharding.make_mesh, jax.devices()[:1]
+  monkeypatch.setattr(sharding, "make_mesh", lambda given: make(given, first))
+
+
+def run(name, workdir):
+  options = [f"--config.total={STEPS}", "--config.log.every=1"]
+  options += ["--config.optim.lr=1e-3", "--config.log.tensorboard=False"]
+  config = f"{test_all.ROOT}/configs/{name}.py:tiny"
+  with pytest.raises(SystemExit) as ended:
+    train.main([f"--config={config}", f"--workdir={workdir}", *options])
+  assert ended.value.code == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_200_steps(name, tmp_path):
+  workdir = tmp_path / "run"
+  run(name, workdir)
+  losses = [line["loss"] for line in runs.metrics(workdir)]
+  assert len(losses) == STEPS
+  first, last = sum(losses[:SEEN]) / SEEN, sum(losses[-SEEN:]) / SEEN
+  bands = json.loads(BANDS.read_text("utf-8"))
+  if os.environ.get("UPDATE_BANDS", "0") not in ("", "0"):
+    below = last + SLACK * (first - last)
+    bands[name] = {
+      k: round(v, 3)
+      for k, v in zip(("first", "last", "below"), (first, last, below), strict=True)
+    }
+    text = json.dumps(dict(sorted(bands.items())), indent=2)
+    BANDS.write_text(text + "\n", "utf-8")
+  band = bands[name]
+  assert band["below"] < band["first"]
+  assert last < band["below"]
+  # What is in the workdir is whole: it is restored, and there is nothing left to do.
+  run(name, workdir)
+  assert [line["loss"] for line in runs.metrics(workdir)] == losses
