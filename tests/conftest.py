@@ -4,7 +4,6 @@ import os
 import pathlib
 
 import jax
-import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -41,15 +40,6 @@ LONGEST = (
   "test_objectives.py",
   "test_models.py",
 )
-
-
-@pytest.fixture(scope="module")
-def polished():
-  """Compiles as users do: for gradients whose rounding fills half the tolerance."""
-  before = jax.config.jax_disable_most_optimizations
-  jax.config.update("jax_disable_most_optimizations", False)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
 
 
 def pytest_collection_modifyitems(items):

@@ -41,8 +41,13 @@ close = test_parity_albef.close
 VOCAB = test_parity_albef.Vocab(size=200)
 # Gradients that are rounding: the bias of a key (see test_parity_albef), and in nlvr's
 # last layer, where the tokens have become alike, the official query's: at most 8e-9
-# beside 0.1, of which the same in float64 leaves two thirds.
-ROUNDING = (".key.bias", ".layer.17.attention.self.query.weight")
+# beside 0.1, of which the same in float64 leaves two thirds. In vqa's last layer the
+# official key's is off by 1.15 of the tolerance from what float64 gives.
+ROUNDING = (
+  ".key.bias",
+  ".layer.17.attention.self.query.weight",
+  "text_decoder.bert.encoder.layer.5.attention.self.key.weight",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -405,7 +410,7 @@ def per_question(inputs):
 
 
 @pytest.fixture(scope="module")
-def answered(polished):
+def answered():
   official = OFFICIAL["vqa"]
   config, inputs = official.config, official.inputs
   batch = per_question(inputs)

@@ -62,7 +62,8 @@ def retrieval_recall(
   for way, ranks in ways.items():
     recalls = [100.0 * int(np.sum(ranks < k)) / len(ranks) for k in ks]
     out |= {f"{way}_r{k}": recall for k, recall in zip(ks, recalls, strict=True)}
-    means[way] = sum(recalls) / len(recalls)
+    # Not `sum`, which rounds otherwise from Python 3.12 on.
+    means[way] = float(np.mean(recalls))
   out |= {f"{way}_mean": mean for way, mean in means.items()}
   return out | {"mean": (means["i2t"] + means["t2i"]) / 2}
 
