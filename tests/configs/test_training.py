@@ -10,6 +10,7 @@ import os
 import pathlib
 
 import jax
+import numpy as np
 import pytest
 
 from tests import runs
@@ -35,20 +36,28 @@ def one_device(monkeypatch):
   monkeypatch.setattr(sharding, "make_mesh", lambda given: make(given, first))
 
 
-def run(name, workdir):
-  options = [f"--config.total={STEPS}", "--config.log.every=1"]
-  options += ["--config.optim.lr=1e-3", "--config.log.tensorboard=False"]
+def run(name, workdir, *options):
   config = f"{test_all.ROOT}/configs/{name}.py:tiny"
+  options = ["--config.log.every=1", "--config.log.tensorboard=False", *options]
   with pytest.raises(SystemExit) as ended:
     train.main([f"--config={config}", f"--workdir={workdir}", *options])
   assert ended.value.code == 0
+  return [line["loss"] for line in runs.metrics(workdir)]
 
 
+# Those of finetune/ are compiled by the slow test alone.
+@pytest.mark.parametrize("name", [name for name in NAMES if "/" not in name])
+def test_a_few_steps(name, tmp_path):
+  losses = run(name, tmp_path / "run", "--config.total=2")
+  assert len(losses) == 2 and np.isfinite(losses).all()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_200_steps(name, tmp_path):
   workdir = tmp_path / "run"
-  run(name, workdir)
-  losses = [line["loss"] for line in runs.metrics(workdir)]
+  options = (f"--config.total={STEPS}", "--config.optim.lr=1e-3")
+  losses = run(name, workdir, *options)
   assert len(losses) == STEPS
   first, last = sum(losses[:SEEN]) / SEEN, sum(losses[-SEEN:]) / SEEN
   bands = json.loads(BANDS.read_text("utf-8"))
@@ -64,5 +73,4 @@ def test_200_steps(name, tmp_path):
   assert band["below"] < band["first"]
   assert last < band["below"]
   # What is in the workdir is whole: it is restored, and there is nothing left to do.
-  run(name, workdir)
-  assert [line["loss"] for line in runs.metrics(workdir)] == losses
+  assert run(name, workdir, *options) == losses
