@@ -2,15 +2,18 @@
 
 import dataclasses
 import pathlib
+import re
 
 import pytest
 
 from vlp_jax import card as card_lib
 from vlp_jax import cli
 from vlp_jax import config as config_lib
+from vlp_jax.interop import formats
 
 ROOT = pathlib.Path(__file__).parent.parent
 CARDS = ROOT / "configs" / "cards"
+REFERENCE = ROOT / "tests" / "reference"
 NAMES = sorted(str(f.relative_to(CARDS).with_suffix("")) for f in CARDS.rglob("*.toml"))
 
 
@@ -25,6 +28,28 @@ def test_every_value_of_a_config_is_in_its_card(name):
   assert card_lib.check(card, config) == []
   fields = [row[0] for row in (*card.values, *card.ours)]
   assert len(fields) == len(set(fields))
+
+
+def test_the_readme_has_the_table_of_baselines():
+  """What `vlp-jax card` prints, but for the counts, which are those of golden texts."""
+  rows = {}
+  for name, card, config in card_lib.baselines(ROOT / "configs"):
+    golden = (ROOT / "tests" / "golden" / f"{name}.txt").read_text("utf-8")
+    total = re.search(r"^# total: ([\d,]+) parameters$", golden, re.MULTILINE)
+    rows[name] = (card, config, int(total[1].replace(",", "")))
+  table = card_lib.table(rows)
+  readme = (ROOT / "README.md").read_text("utf-8")
+  missing = [line for line in table.split("\n") if line not in readme]
+  assert not missing, "put there what `vlp-jax card` prints"
+  assert readme.count("| `configs/") == len(rows)
+
+
+def test_what_cards_name_is_there():
+  for name in NAMES:
+    card, _ = load(name)
+    assert set(card.formats) <= set(formats.names()), name
+    there = {str(f.relative_to(REFERENCE)) for f in REFERENCE.rglob("*")}
+    assert set(card.fixtures) <= there, name
 
 
 def test_there_are_cards():

@@ -1,19 +1,21 @@
 """Prints what a config reproduces, and where each of its numbers comes from.
 
-vlp-jax card NAME[:arg]
+vlp-jax card [NAME[:arg]]
 
-NAME is a file of configs/ that has a card, configs/cards/NAME.toml: every value of the
-config with its source and how sure it is, departures from the official code, where
-sources disagree, and published results with their protocol. The test suite holds each
-config against its card.
+Without NAME, it prints a table of all baselines. NAME is a file of configs/ that has a
+card, configs/cards/NAME.toml: every value of the config with its source and how sure it
+is, departures from the official code, where sources disagree, and published results
+with their protocol. The test suite holds each config against its card.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import pathlib
 import tomllib
 from typing import Any
+
+import ml_collections
 
 from vlp_jax import cli
 from vlp_jax import config as config_lib
@@ -54,6 +56,7 @@ class Card:
   Attributes:
     title, paper, code, hardware: lines. vocabulary, examples: what the data brings.
     fixtures: what the tests compare with the official code.
+    formats: of interop/, that its weights come from and go to.
     values, ours, departures, disagreements, results: see configs/cards/albef.toml.
 
   A file may say extends = "albef": it then has what that card has, but for the fields
@@ -69,6 +72,7 @@ class Card:
   examples: int
   values: tuple[tuple, ...]
   fixtures: tuple[str, ...] = ()
+  formats: tuple[str, ...] = ()
   ours: tuple[tuple, ...] = ()
   departures: tuple[tuple, ...] = ()
   disagreements: tuple[str, ...] = ()
@@ -84,9 +88,20 @@ def main(argv: Sequence[str] | None = None) -> None:
       formatter_class=argparse.RawDescriptionHelpFormatter,
       allow_abbrev=False,
     )
-    parser.add_argument("name", metavar="NAME[:arg]")
-    name, _, arg = parser.parse_args(argv).name.partition(":")
+    parser.add_argument("name", metavar="NAME[:arg]", nargs="?")
+    name = parser.parse_args(argv).name
     configs = folder()
+    if name is None:
+      print(
+        table(
+          {
+            n: (card, config, sum(count(card, config).values()))
+            for n, card, config in baselines(configs)
+          }
+        )
+      )
+      return
+    name, _, arg = name.partition(":")
     card = read(configs / "cards" / f"{name}.toml")
     config = config_lib.load(f"{configs / name}.py" + (f":{arg}" if arg else ""))
     if not arg:
@@ -94,6 +109,35 @@ def main(argv: Sequence[str] | None = None) -> None:
       if faults:
         raise ValueError("\n".join([f"configs/{name}.py is not its card:", *faults]))
     print(render(card, config, count(card, config)))
+
+
+def baselines(
+  configs: pathlib.Path,
+) -> Iterator[tuple[str, Card, ml_collections.ConfigDict]]:
+  """(name, card, config) of every card of configs/cards, not of its folders."""
+  for path in sorted((configs / "cards").glob("*.toml")):
+    yield path.stem, read(path), config_lib.load(f"{configs / path.stem}.py")
+
+
+def table(rows: Mapping[str, tuple[Card, Mapping[str, Any], int]]) -> str:
+  """All baselines in Markdown. rows: {name: (card, config, number of parameters)}."""
+  heads = ("config", "parameters", "objectives", "equal to official code", "formats")
+  lines = [f"| {' | '.join(heads)} | published |", "|---" * (len(heads) + 1) + "|"]
+  for name, (card, config, parameters) in rows.items():
+    published = "–"
+    if card.results:
+      what, numbers, protocol, source, evidence = card.results[0]
+      published = f"{what}: {numbers} ({protocol}; {evidence}: {source})"
+    cells = (
+      f"`configs/{name}.py`",
+      f"{parameters / 1e6:.0f} M",
+      ", ".join(config["objectives"]),
+      ", ".join(card.fixtures) or "–",
+      ", ".join(card.formats) or "–",
+      published,
+    )
+    lines.append(f"| {' | '.join(cells)} |")
+  return "\n".join(lines)
 
 
 def folder() -> pathlib.Path:
@@ -145,7 +189,9 @@ def read(path: pathlib.Path) -> Card:
   if wrong:
     raise ValueError("\n".join([f"{path}:", *(f"  {line}" for line in wrong)]))
   rows = {name: tuple(map(tuple, content.get(name, ()))) for name in COLUMNS}
-  lists = {n: tuple(content.get(n, ())) for n in ("fixtures", "disagreements")}
+  lists = {
+    n: tuple(content.get(n, ())) for n in ("fixtures", "formats", "disagreements")
+  }
   return Card(**content | rows | lists)
 
 
@@ -257,6 +303,8 @@ def render(card: Card, config: Mapping[str, Any], counts: Mapping[str, int]) -> 
   lines += [f"  hardware  {card.hardware}"]
   if card.fixtures:
     lines.append(f"  equal to  its official code: {', '.join(card.fixtures)}")
+  if card.formats:
+    lines.append(f"  weights   in and out: {', '.join(card.formats)}")
   lines += ["", "Parameters"]
   lines += [f"  {name:<16} {number:>13,}" for name, number in counts.items()]
   lines.append(f"  {'in all':<16} {sum(counts.values()):>13,}")
