@@ -31,17 +31,20 @@ def test_every_value_of_a_config_is_in_its_card(name):
 
 
 def test_the_readme_has_the_table_of_baselines():
-  """What `vlp-jax card` prints, but for the counts, which are those of golden texts."""
+  """What `vlp-jax card` prints; counted here, which takes a while, is but one of them."""
   rows = {}
   for name, card, config in card_lib.baselines(ROOT / "configs"):
-    golden = (ROOT / "tests" / "golden" / f"{name}.txt").read_text("utf-8")
-    total = re.search(r"^# total: ([\d,]+) parameters$", golden, re.MULTILINE)
-    rows[name] = (card, config, int(total[1].replace(",", "")))
-  table = card_lib.table(rows)
-  readme = (ROOT / "README.md").read_text("utf-8")
-  missing = [line for line in table.split("\n") if line not in readme]
+    counted = name == "albef"
+    total = sum(card_lib.count(card, config).values()) if counted else 0
+    rows[name] = (card, config, total)
+  readme = (ROOT / "README.md").read_text("utf-8").splitlines()
+  missing = []
+  for line in card_lib.table(rows).splitlines():
+    pattern = re.escape(line).replace(re.escape("| 0 M |"), r"\| [1-9]\d* M \|")
+    if not any(re.fullmatch(pattern, other) for other in readme):
+      missing.append(line)
   assert not missing, "put there what `vlp-jax card` prints"
-  assert readme.count("| `configs/") == len(rows)
+  assert sum(line.startswith("| `configs/") for line in readme) == len(rows)
 
 
 def test_what_cards_name_is_there():
