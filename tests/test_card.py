@@ -31,7 +31,7 @@ def test_every_value_of_a_config_is_in_its_card(name):
 
 
 def test_the_readme_has_the_table_of_baselines():
-  """What `vlp-jax card` prints; counted here, which takes a while, is but one of them."""
+  """What `vlp-jax card` prints; counted here is but one, which takes a while."""
   rows = {}
   for name, card, config in card_lib.baselines(ROOT / "configs"):
     counted = name == "albef"
