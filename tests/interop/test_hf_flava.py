@@ -174,3 +174,32 @@ def test_bad_input():
     x, codes = jnp.zeros((2, 17, WIDTH)), jnp.zeros((2, 9), jnp.int32)
     hide = jnp.zeros((2, 16), bool)
     HEADS["mim"].init(jax.random.key(0), x, codes, hide, method="loss")
+
+
+def test_objectives_draw_what_they_hide():
+  """Half of the patches, pairs of another image; a loss of its own each."""
+  inputs = arrays("flava_pretraining", "inputs")
+  batch = dict(
+    image=pixels(inputs),
+    image_id=jnp.arange(3),
+    text=jnp.asarray(inputs["input_ids"], jnp.int32),
+    text_mask=jnp.asarray(inputs["attention_mask"] > 0),
+    codes=jnp.asarray(np.maximum(inputs["mim_labels"], 0), jnp.int32),
+  )
+  heads = {name: HEADS[name] for name in ("mim", "mmm")}
+  module = pretrainer_lib.Pretrainer(model(), heads, dict.fromkeys(heads, 1.0))
+  params = dict(hf_flava.load(REFERENCE / "flava_pretraining").params)
+  params = {k: params[k] for k in ("model", "objectives_mim", "objectives_mmm")}
+
+  @jax.jit
+  def run(seed):
+    rngs = {k: jax.random.key(seed + i) for i, k in enumerate(("mask", "sample"))}
+    return module.apply({"params": params}, batch, rngs=rngs)
+
+  loss, parts = run(0)
+  assert np.isfinite(loss.value())
+  assert parts["mim"].weight == 3 * round(0.4 * 16)
+  assert parts["mmm/itm"].weight == 3
+  # One of three pairs is replaced, and does not count for the codes.
+  assert parts["mmm/image"].weight == 2 * round(0.4 * 16)
+  assert parts["mim"].value() != run(1)[1]["mim"].value()
