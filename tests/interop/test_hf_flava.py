@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from vlp_jax import pretrainer as pretrainer_lib
+from vlp_jax.data import columns
 from vlp_jax.interop import formats
 from vlp_jax.interop import hf
 from vlp_jax.interop import hf_flava
@@ -203,3 +204,13 @@ def test_objectives_draw_what_they_hide():
   # One of three pairs is replaced, and does not count for the codes.
   assert parts["mmm/image"].weight == 2 * round(0.4 * 16)
   assert parts["mim"].value() != run(1)[1]["mim"].value()
+
+
+def test_column_of_codes():
+  made = columns.of({"mim": HEADS["mim"], "mmm": HEADS["mmm"]}, res=32)
+  rows = [made.example({"codes": np.arange(16).reshape(4, 4)}, None, None)] * 2
+  got = made.batch(rows, None)["codes"]
+  assert got.dtype == np.int32
+  np.testing.assert_array_equal(got, [np.arange(16)] * 2)
+  with pytest.raises(ValueError, match="9 codes of an image"):
+    made.batch([{"codes": np.zeros(9)}], None)
