@@ -206,7 +206,7 @@ def _head_rules():
   return [
     *_masked("mim_head.", "objectives_mim", "W", "C"),
     *_masked("mmm_image_head.", f"{pairs}/codebook", "A", "C"),
-    *_words("mlm_head.", "objectives_mlm", "D"),
+    *_words("mlm_head.", "objectives_text_mlm", "D"),
     *_words("mmm_text_head.", f"{pairs}/words", "A"),
     *towers.linear_rules("itm_head.pooler.dense.", f"{pairs}/pool/dense", "A", "A'"),
     *towers.linear_rules("itm_head.seq_relationship.", f"{pairs}/head", "A", "2"),
