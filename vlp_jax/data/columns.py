@@ -1,7 +1,7 @@
 """What a batch has beside images and captions, for objectives that ask for it.
 
 An objective's `columns` say names, shapes and types; here is how each is made of raw
-examples: labels, second images, answers.
+examples: labels, second images, answers, codes.
 
 Shape letters: B batch, R side of the image, A answers, T tokens of an answer.
 """
@@ -22,6 +22,7 @@ NEEDS = {
   "answer_mask": "answers",
   "answer_weight": "answers",
   "answer_scores": "answer_scores",
+  "codes": "codes",
 }
 
 
@@ -95,7 +96,20 @@ class Columns:
       out["answer_scores"] = self._scores(rows)
     if "answer" in self.specs:
       out |= self._answers(rows, tokenizer)
+    if "codes" in self.specs:
+      out["codes"] = np.stack([self._codes(row["codes"]) for row in rows])
     return out
+
+  def _codes(self, codes):
+    """int32 [P], a discrete code of each patch, by rows."""
+    (patches,), _ = self.specs["codes"]
+    codes = np.asarray(codes, np.int32).reshape(-1)
+    if len(codes) != patches:
+      raise ValueError(
+        f"data: {len(codes)} codes of an image, but the objective's patches={patches}:"
+        " say as many as the model has (196 of 224 pixels in patches of 16)."
+      )
+    return codes
 
   def _scores(self, rows):
     """float32 [B, C] of each row's {number of an answer: score}."""

@@ -39,6 +39,7 @@ class Encoder(nn.Module):
       pad + 1: there a padded token has the row before, and counts for no position.
     see_padding: padding is read as words are, and "last" is the end of the row
       (SigLIP); the encoded tokens then have no mask.
+    keep_raw: the Tokens hold those before the last norm too.
   """
 
   vocab: Any
@@ -53,6 +54,7 @@ class Encoder(nn.Module):
   class_token: Literal["shifted", "plain"] | None = None
   first_position: int = 0
   see_padding: bool = False
+  keep_raw: bool = False
   norm: block.Norm = "post"
   norm_eps: float = 1e-12
   norm_pre: bool = False
@@ -158,9 +160,10 @@ class Encoder(nn.Module):
     if classed:
       pooled = self.outer_norm(x[:, -1]) if self.norm == "pre" else x[:, -1]
       return tokens_lib.Tokens(x[:, :-1], mask, pooled)
+    raw = x if self.keep_raw else None
     if self.depth and self.norm == "pre":
       x = self.outer_norm(x)
-    return tokens_lib.Tokens(x.astype(self.dtype), mask)
+    return tokens_lib.Tokens(x.astype(self.dtype), mask, raw=raw)
 
   def _with_class(self, x, mask):
     """Words [B, L, D] and the class token; mask bool [B, L + 1]."""

@@ -10,11 +10,14 @@ class Tokens:
 
   pooled [B, D]: what the encoder has made of the whole beside its tokens (CoCa); None:
   nothing, it is made of the tokens.
+  raw [B, L, D]: the tokens before the encoder's last norm, where it keeps them (FLAVA's
+  fusion reads them); None: it does not.
   """
 
   x: jax.Array
   mask: jax.Array | None = None
   pooled: jax.Array | None = None
+  raw: jax.Array | None = None
 
 
 @flax.struct.dataclass

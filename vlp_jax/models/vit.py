@@ -41,6 +41,7 @@ class Encoder(nn.Module):
     mask_token: has a learned token that stands for a hidden patch.
     drop_patches: share of the patches that are dropped in training, others of each
       image (FLIP, https://arxiv.org/abs/2212.00794); class token and positions stay.
+    keep_raw: the Tokens hold those before the last norm too.
   """
 
   width: int
@@ -66,6 +67,7 @@ class Encoder(nn.Module):
   dropout_attention: float = 0.0
   drop_path: float = 0.0
   drop_patches: float = 0.0
+  keep_raw: bool = False
   backend: attention_lib.Backend = "auto"
   init_std: float | None = 0.02
   remat: block.Remat = "none"
@@ -176,10 +178,11 @@ class Encoder(nn.Module):
     x = self.drop(x, deterministic=not train)
     x = block.run(self, x, train=train)
     x = self.query_pool(x) if self.queries else x
+    raw = x if self.keep_raw else None
     x = self.last_norm(x) if self.norm == "pre" else x
     if self.queries:
       return tokens_lib.Tokens(x[:, 1:], pooled=x[:, 0])
-    return tokens_lib.Tokens(x)
+    return tokens_lib.Tokens(x, raw=raw)
 
   def _keep(self, x, prefix):
     """Other patches of each image, in their order of drawing, behind the prefix."""

@@ -1,0 +1,269 @@
+"""FLAVA of Hugging Face's transformers <-> our trees: FlavaModel, FlavaForPreTraining.
+
+Poolers that their towers have and their objectives do not read are kept beside the
+model: "poolers". A codebook is not part of it: masked patches have a column of codes.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import os
+from typing import Any
+
+from vlp_jax.interop import hf
+from vlp_jax.interop import hf_vit
+from vlp_jax.interop import rules
+from vlp_jax.interop import towers
+from vlp_jax.ops import tree as tree_lib
+
+# Sizes: those of `towers`; of the fusion A width, B mlp, J heads, j head_dim; E of the
+# contrastive space, C codes.
+
+SIGNATURE = (
+  r"(flava\.|)image_to_mm_projection\.weight",
+  r"(flava\.|)multimodal_model\.cls_token",
+)
+TOWERS = {"image": "image_model.", "text": "text_model.", "fusion": "multimodal_model."}
+FUSION_LETTERS = {"W": "A", "G": "B", "M": "J", "h": "j"}
+MIXED = "image_to_mm_projection.weight"
+# Tied to the decoder's bias; save_pretrained leaves them out.
+TIED = ("mim_head", "mlm_head", "mmm_image_head", "mmm_text_head")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """params: a tree of ours. config: of config.json. prefix: of their names."""
+
+  params: dict[str, Any]
+  config: dict[str, Any]
+  prefix: str = "flava."
+
+
+def load(path: str | os.PathLike) -> Checkpoint:
+  """Reads a directory, or a name of the hub.
+
+  Raises:
+    FileNotFoundError, ValueError: see `hf.read` and `rules.from_theirs`.
+  """
+  directory = hf.read(path)
+  what = f"the directory {directory.path}"
+  fields = fields_of(directory.config, what)
+  prefix = _prefix(directory.tensors)
+  depths = {name: fields[name]["depth"] for name in TOWERS}
+  table = _rules(
+    prefix, depths, heads="itm_head.pooler.dense.weight" in directory.tensors
+  )
+  params = rules.from_theirs(directory.tensors, table, sizes=_heads(fields), what=what)
+  return Checkpoint(params, directory.config, prefix)
+
+
+def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
+  """Writes a directory; the tensors that `load` read come back bit by bit."""
+  tensors = export(checkpoint.params, checkpoint.prefix)
+  hf.write(path, checkpoint.config, tensors)
+
+
+def export(params: Mapping[str, Any], prefix: str = "flava.") -> dict[str, Any]:
+  """A tree of what `load` gives (or of gradients) as {their name: tensor}."""
+  table, sizes = _table(params, prefix, poolers="poolers" in params)
+  tensors = rules.to_theirs(params, table, sizes=sizes)
+  return {k: x for k, x in tensors.items() if k not in {f"{h}.bias" for h in TIED}}
+
+
+def init(
+  abstract_params: Mapping[str, Any],
+  *,
+  path: str | os.PathLike,
+  model: Any = None,
+  skip: Sequence[str] = (),
+  fresh: Sequence[str] = (),
+) -> dict[str, Any]:
+  """Parameters of a model: `c.init = dict(type="hf_flava", path=FOLDER or name)`.
+
+  The poolers of the towers are left out. Arguments are those of `hf_vilt.init`.
+
+  Raises:
+    FileNotFoundError, ValueError: one error that lists all that does not fit.
+  """
+  directory = hf.read(path)
+  what = f"the directory {directory.path}"
+  fields, prefix = fields_of(directory.config, what), _prefix(directory.tensors)
+  if model is not None:
+    for name, found in fields.items():
+      tower = getattr(model, name)
+      own = {field: getattr(tower, field) for field in found}
+      hf.check(found, own, what=what, model=f"model.{name}")
+  table, sizes = _table(abstract_params, prefix, poolers=False)
+  left_out = [rf"{prefix}{theirs}pooler\..*" for theirs in TOWERS.values()]
+  return rules.from_theirs(
+    directory.tensors,
+    table,
+    sizes=sizes | _heads(fields),
+    shapes=abstract_params,
+    skip=(*left_out, *skip),
+    fresh=fresh,
+    what=f"{what}, for this model,",
+  )
+
+
+def fields_of(config: Mapping[str, Any], what: str) -> dict[str, dict[str, Any]]:
+  """{"image", "text", "fusion"}: the fields that config.json describes.
+
+  Raises:
+    ValueError: it is of another kind of model, or is not understood.
+  """
+  if config.get("model_type") != "flava":
+    raise ValueError(f"{what}: model_type={config.get('model_type')!r}: want 'flava'.")
+
+  def stack(part):
+    hf.require(part, dict(num_channels=3, qkv_bias=True, use_cls_token=True), what)
+    return dict(
+      width=part["hidden_size"],
+      depth=part["num_hidden_layers"],
+      num_heads=part["num_attention_heads"],
+      mlp_dim=part["intermediate_size"],
+      norm="pre",
+      norm_eps=part["layer_norm_eps"],
+      act=hf.activation(part, what),
+    )
+
+  try:
+    image, words = config["image_config"], config["text_config"]
+    hf.require(image, dict(mask_token=True), what)
+    return dict(
+      image=stack(image)
+      | dict(
+        patch=image["patch_size"],
+        res=image["image_size"],
+        mask_token=True,
+        keep_raw=True,
+      ),
+      text=stack(words)
+      | dict(
+        length=words["max_position_embeddings"],
+        types=words["type_vocab_size"],
+        norm_pre=True,
+        keep_raw=True,
+      ),
+      fusion=stack(config["multimodal_config"]),
+    )
+  except KeyError as error:
+    raise ValueError(f"{what}: its config.json has no {error}.") from error
+
+
+def _heads(fields):
+  letters = dict(image="M", text="N", fusion="J")
+  return {letter: fields[name]["num_heads"] for name, letter in letters.items()}
+
+
+def _rules(prefix, depths, *, heads, poolers=True):
+  image, words, fusion = "model/image", "model/text", "model/fusion"
+  text = f"{prefix}{TOWERS['text']}"
+  embed = f"{text}embeddings."
+  only = lambda table, ours: [
+    rule for rule in table if rule.ours.startswith((f"{ours}/blocks/", f"{ours}/norm/"))
+  ]
+
+  def stack(name, letters):
+    ours = f"model/{name}"
+    table = hf_vit.tower_rules(f"{prefix}{TOWERS[name]}", ours, depths[name])
+    return rules.relabel(only(table, ours), letters)
+
+  bert = [
+    dataclasses.replace(r, ours=r.ours.replace(f"{words}/norm/", f"{words}/norm_pre/"))
+    if isinstance(r, rules.Rule)
+    else r
+    for r in towers.bert_embedding_rules(embed, words)
+  ]
+  table = [
+    *hf_vit.tower_rules(f"{prefix}{TOWERS['image']}", image, depths["image"]),
+    rules.Rule(
+      f"{prefix}{TOWERS['image']}embeddings.mask_token", f"{image}/mask", "1 1 W -> W"
+    ),
+    *(rule for rule in bert if isinstance(rule, rules.Rule)),
+    rules.Rule(
+      f"{embed}word_embeddings.weight", f"{words}/word/embedding", "V D -> V D"
+    ),
+    *stack("text", towers.TEXT_LETTERS),
+    rules.Rule(f"{prefix}{TOWERS['fusion']}cls_token", f"{fusion}/cls", "1 1 A -> A"),
+    *stack("fusion", FUSION_LETTERS),
+    *towers.linear_rules(
+      f"{prefix}image_to_mm_projection.", f"{fusion}/image", "W", "A"
+    ),
+    *towers.linear_rules(f"{prefix}text_to_mm_projection.", f"{fusion}/text", "D", "A"),
+    *towers.linear_rules(f"{prefix}image_projection.", "model/image_proj", "W", "E"),
+    *towers.linear_rules(f"{prefix}text_projection.", "model/text_proj", "D", "E"),
+    rules.Rule(f"{prefix}logit_scale", "model/log_scale", "->"),
+  ]
+  if poolers:
+    for name, letter in dict(image="W", text="D", fusion="A").items():
+      theirs = f"{prefix}{TOWERS[name]}pooler.dense."
+      table += towers.linear_rules(theirs, f"poolers/{name}", letter, f"{letter}'")
+  return table + (_head_rules() if heads else [])
+
+
+def _head_rules():
+  pairs = "objectives_mmm"
+  return [
+    *_masked("mim_head.", "objectives_mim", "W", "C"),
+    *_masked("mmm_image_head.", f"{pairs}/codebook", "A", "C"),
+    *_words("mlm_head.", "objectives_text_mlm", "D"),
+    *_words("mmm_text_head.", f"{pairs}/words", "A"),
+    *towers.linear_rules("itm_head.pooler.dense.", f"{pairs}/pool/dense", "A", "A'"),
+    *towers.linear_rules("itm_head.seq_relationship.", f"{pairs}/head", "A", "2"),
+  ]
+
+
+def _transform(theirs, ours, width):
+  theirs = f"{theirs}transform."
+  return [
+    *towers.linear_rules(f"{theirs}dense.", f"{ours}/dense", width, f"{width}'"),
+    *towers.norm_rules(f"{theirs}LayerNorm.", f"{ours}/norm", width),
+  ]
+
+
+def _masked(theirs, ours, width, out):
+  weight = f"{theirs}decoder.weight"
+  return [
+    *_transform(theirs, ours, width),
+    rules.Rule(weight, f"{ours}/decoder/kernel", f"{out} {width} -> {width} {out}"),
+    rules.Rule(
+      (f"{theirs}decoder.bias", f"{theirs}bias"),
+      f"{ours}/decoder/bias",
+      f"{out} -> {out}",
+    ),
+  ]
+
+
+def _words(theirs, ours, width):
+  """The bias is the objective's, not its decoder's."""
+  return [
+    dataclasses.replace(rule, ours=rule.ours.replace("/decoder/bias", "/bias"))
+    for rule in _masked(theirs, ours, width, "V")
+  ]
+
+
+def _prefix(tensors):
+  return "" if MIXED in tensors else "flava."
+
+
+def _table(params, prefix, *, poolers):
+  """(table, sizes) of a tree of ours."""
+  leaves = tree_lib.flatten(params)
+  query = "model/{}/blocks/attn/query/kernel"
+  wanted = [*(query.format(name) for name in TOWERS), "model/image/patch/kernel"]
+  wanted += ["model/fusion/image/kernel", "model/fusion/cls"]
+  missing = [path for path in wanted if path not in leaves]
+  if missing:
+    raise ValueError(
+      "this model is not of FLAVA's kind (two towers under one stream): it has no"
+      f" {', '.join(missing)}."
+    )
+  depths = {name: leaves[query.format(name)].shape[0] for name in TOWERS}
+  sizes = {
+    letter: leaves[query.format(name)].shape[2]
+    for name, letter in dict(image="M", text="N", fusion="J").items()
+  }
+  side = round((leaves["model/image/patch/kernel"].shape[0] / 3) ** 0.5)
+  heads = "objectives_mmm" in params
+  table = _rules(prefix, depths, heads=heads, poolers=poolers)
+  return table, sizes | dict(p=side, q=side)
