@@ -127,7 +127,8 @@ def forward(self, batch):
   net, head = self.model, self.objectives["mlm"]
   inputs = arrays("inputs")
   places = jnp.asarray(inputs["vis_pe_f16"], jnp.float32)
-  image = net.image(jnp.asarray(inputs["vis_feats"]), places, batch["kept"])
+  features = jnp.asarray(inputs["vis_feats"])
+  image = net.image(features, places, hidden=~batch["kept"])
   text = net.encode_text(batch["ids"], batch["mask"])
   enc = pretrainer_lib.Encoded(image, text, text, None, None, jnp.int32(0))
   causal = batch["causal"]

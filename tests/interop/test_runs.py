@@ -16,7 +16,6 @@ from vlp_jax.training import step as step_lib
 REFERENCE = pathlib.Path(__file__).parent.parent / "reference"
 HEADS = {
   "vilt": dict(num_heads=4),
-  "meter": dict(num_heads_text=4, num_heads_fusion=4),
   "vlp": dict(num_heads=4),
 }
 

@@ -55,12 +55,19 @@ class Encoder(nn.Module):
     places: jax.Array,
     mask: jax.Array | None = None,
     *,
+    hidden: jax.Array | None = None,
     train: bool = False,
   ) -> tokens_lib.Tokens:
-    """features float [B, R, F], places float [B, R, P]; mask bool [B, R], false at
-    what is no region, or is hidden: zeros there, which nothing attends to."""
+    """features float [B, R, F], places float [B, R, P]; mask and hidden bool [B, R].
+
+    Zeros stand where the mask is false, and nothing attends to them: no region is
+    there. They stand for hidden regions too, which are attended to, as in the official
+    code.
+    """
     looks, where = self.parts(features, places, train=train)
     x = looks + where
+    if hidden is not None:
+      x = jnp.where(hidden[..., None], 0.0, x)
     if mask is not None:
       x = jnp.where(mask[..., None], x, 0.0)
     return tokens_lib.Tokens(axes.constrain(x, "batch", "length", "act_embed"), mask)

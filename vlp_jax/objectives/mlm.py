@@ -164,7 +164,7 @@ class Objective(nn.Module):
     A [MASK] stands there, which sees the image and the words before it (VLP, section
     3.3; official BertForSeq2SeqDecoder): for `ops/beam.py`.
     """
-    ids = jax.lax.dynamic_update_index_in_dim(ids, self.vocab.mask, at + 1, axis=1)
+    ids = ids.at[:, at + 1].set(self.vocab.mask)
     where = jnp.broadcast_to(at + 1, (ids.shape[0], 1))
     mask = jnp.ones(ids.shape, bool)
     return self._read(ask.Live(), model, image, ids, mask, where, "causal")[:, 0]
