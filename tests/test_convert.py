@@ -46,6 +46,7 @@ EXAMPLES = {
   "vilt_irtr/weights.safetensors": ("vilt", ("num_heads=4",)),
   "meter/weights.safetensors": ("meter", METER),
   "meter_nlvr2/weights.safetensors": ("meter", METER),
+  "vlp/weights.safetensors": ("vlp", ("num_heads=4",)),
   "hf_clip": ("hf_dual", ()),
   "hf_siglip": ("hf_dual", ()),
   "openclip_siglip/weights.safetensors": ("open_clip", HEADS),

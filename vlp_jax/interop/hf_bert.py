@@ -24,6 +24,7 @@ WORDS = "embeddings.word_embeddings.weight"
 SIGNATURE = (
   r"(bert\.|roberta\.|)embeddings\.word_embeddings\.weight",
   r"(bert\.|roberta\.|)encoder\.layer\.0\.attention\.self\.query\.weight",
+  r"!vis_pe_embed\..*",
 )
 KINDS = ("bert", "roberta")
 # Tied or constant: read where they are, not written, as save_pretrained does.

@@ -79,7 +79,7 @@ def init(
   abstract_params: Mapping[str, Any],
   *,
   path: str | os.PathLike,
-  into: str = "model/image",
+  into: str | Mapping[str, str] = "model/image",
   key: str | None = None,
   skip: Sequence[str] = (),
   fresh: Sequence[str] = (),
@@ -88,7 +88,15 @@ def init(
 
   The table of positions is resized to the model's grid, as ALBEF's official code does
   it. Arguments and errors are those of `hf_bert.init`; no file tells its heads.
+
+  into: path of the tower, or {"image": path, "fusion": path}, where the blocks and the
+  norm behind them are a fusion's, and the tower has the patches (ViLT).
   """
+  both = {"image": into, "fusion": into} if isinstance(into, str) else dict(into)
+  if set(both) != {"image", "fusion"}:
+    raise ValueError(
+      f"the ViT {path}: into={into!r}: want a path, or a dict of image and fusion."
+    )
   file = pathlib.Path(path)
   if file.name in SOURCES and not file.exists():
     raise FileNotFoundError(
@@ -96,12 +104,19 @@ def init(
       " or say its place in --config.init.image.path=…; --config.init=None starts from"
       " nothing."
     )
-  query = tree_lib.flatten(abstract_params).get(f"{into}/blocks/attn/query/kernel")
+  image, stack = both["image"], both["fusion"]
+  query = tree_lib.flatten(abstract_params).get(f"{stack}/blocks/attn/query/kernel")
+  depth = 0 if query is None else query.shape[0]
+  # Of a fusion the file fills the blocks and their norm, and nothing else.
+  below = [image] if stack == image else [image, f"{stack}/blocks", f"{stack}/norm"]
   return rules.fill(
     abstract_params,
-    [into],
+    below,
     reader.load(path, key=key),
-    towers.vit_rules("", into, 0 if query is None else query.shape[0]),
+    [
+      *towers.vit_embedding_rules("", image),
+      *towers.vit_block_rules("", stack, depth),
+    ],
     sizes={} if query is None else dict(M=query.shape[2]),
     skip=(HEAD, *skip),
     fresh=fresh,

@@ -21,9 +21,9 @@ class Live:
 
   train: bool = False
 
-  def __call__(self, module: nn.Module, method: str, *args: Any) -> Any:
+  def __call__(self, module: nn.Module, method: str, *args: Any, **more: Any) -> Any:
     extra = {"train": self.train} if method in DROPS_OUT else {}
-    return getattr(module, method)(*args, **extra)
+    return getattr(module, method)(*args, **more, **extra)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +39,14 @@ class Teacher:
   params: Mapping[str, Any]
   enc: Any = None
 
-  def __call__(self, module: nn.Module, method: str, *args: Any) -> Any:
+  def __call__(self, module: nn.Module, method: str, *args: Any, **more: Any) -> Any:
     params = self.params
     for name in module.path:
       # A module without parameters has no branch in the tree.
       params = params.get(name, {})
     free = module.clone(parent=None, name=None)
-    out = free.apply({"params": params}, *jax.lax.stop_gradient(args), method=method)
+    args = jax.lax.stop_gradient(args)
+    out = free.apply({"params": params}, *args, method=method, **more)
     return jax.lax.stop_gradient(out)
 
 

@@ -34,6 +34,10 @@ class Objective(nn.Module):
     act, norm_eps: of the head.
     tied: scores words against the text encoder's table (BERT, ALBEF); False: against a
       matrix of its own (ViLT, METER).
+    causal: share of the rows that are read from the left, each word from the image and
+      the words before it (VLP, Zhou 2020, section 3.2: 0.75); wants
+      model.fusion.type="stream". They teach the head to write: `next_logits`.
+    end: the [SEP] that ends a text is masked and predicted as words are (VLP).
   """
 
   vocab: Any
@@ -47,6 +51,8 @@ class Objective(nn.Module):
   norm_eps: float = 1e-12
   init_std: float | None = 0.02
   tied: bool = True
+  causal: float = 0.0
+  end: bool = False
 
   def setup(self):
     if self.vocab.mask is None:
@@ -72,15 +78,28 @@ class Objective(nn.Module):
 
   def __call__(self, model, enc, batch, *, teacher=None, train=False):
     ids, predicted = self.corrupt(batch)
-    labels = batch["text"]
+    labels, attention = batch["text"], "bidirectional"
+    if self.causal:
+      draw = jax.random.uniform(self.make_rng("mask"), ids.shape[:1])
+      attention = draw < self.causal
     return self.loss(
-      model, enc, ids, batch["text_mask"], labels, predicted, teacher, train=train
+      model,
+      enc,
+      ids,
+      batch["text_mask"],
+      labels,
+      predicted,
+      teacher,
+      attention=attention,
+      train=train,
     )
 
   def corrupt(self, batch):
     """(corrupted ids int32 [B, L], predicted bool [B, L]) of a batch."""
     ids = batch["text"]
     special = jnp.isin(ids, jnp.asarray(self.vocab.special))
+    if self.end:
+      special = special & (ids != self.vocab.sep)
     continuation = None
     if self.whole_word:
       continuation = jnp.isin(ids, jnp.asarray(self.vocab.continuation))
@@ -95,20 +114,36 @@ class Objective(nn.Module):
       max_masked=self.max_masked,
     )
 
-  def loss(self, model, enc, ids, mask, labels, predicted, teacher, *, train):
-    """Mean cross-entropy of the predicted positions, and its metrics."""
+  def loss(
+    self,
+    model,
+    enc,
+    ids,
+    mask,
+    labels,
+    predicted,
+    teacher,
+    *,
+    attention="bidirectional",
+    train,
+  ):
+    """Mean cross-entropy of the predicted positions, and its metrics.
+
+    attention: as of the model's fusion.
+    """
     if self.distill and teacher is None and train:
       raise ValueError(
         "objectives.mlm.distill wants a teacher: set ema_decay, e.g. 0.995."
       )
     at, weight = positions(predicted, self.max_masked)
     labels = jnp.take_along_axis(labels, at, axis=1)
-    logits = self._read(ask.Live(train), model, enc.image, ids, mask, at)
+    text = ids, mask, at, attention
+    logits = self._read(ask.Live(train), model, enc.image, *text)
     logp = jax.nn.log_softmax(logits, axis=-1)
     hard = -jnp.take_along_axis(logp, labels[..., None], axis=-1)[..., 0]
     losses = hard
     if self.distill and teacher is not None:
-      soft = self._read(teacher, model, teacher.enc.image, ids, mask, at)
+      soft = self._read(teacher, model, teacher.enc.image, *text)
       distilled = -jnp.sum(jax.nn.softmax(soft, axis=-1) * logp, axis=-1)
       alpha = schedule.ramp(enc.step, self.distill, self.distill_ramp)
       losses = (1.0 - alpha) * hard + alpha * distilled
@@ -118,15 +153,26 @@ class Objective(nn.Module):
       "hard": reduce.Mean.of(hard, weight),
     }
 
-  def predict(self, model, ids, mask, image):
+  def predict(self, model, ids, mask, image, *, attention="bidirectional"):
     """float32 [B, L, V]: logits at every position of (masked) ids, given the image."""
     at = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    return self._read(ask.Live(), model, image, ids, mask, at)
+    return self._read(ask.Live(), model, image, ids, mask, at, attention)
 
-  def _read(self, call, model, image, ids, mask, at):
+  def next_logits(self, model, image, ids, at):
+    """float32 [B, V] of the word behind position `at` of ids int32 [B, L].
+
+    A [MASK] stands there, which sees the image and the words before it (VLP, section
+    3.3; official BertForSeq2SeqDecoder): for `ops/beam.py`.
+    """
+    ids = ids.at[:, at + 1].set(self.vocab.mask)
+    where = jnp.broadcast_to(at + 1, (ids.shape[0], 1))
+    mask = jnp.ones(ids.shape, bool)
+    return self._read(ask.Live(), model, image, ids, mask, where, "causal")[:, 0]
+
+  def _read(self, call, model, image, ids, mask, at, attention="bidirectional"):
     """float32 [B, M, V] at positions `at`, by the live modules or by the teacher."""
     text = call(model, "words", ids, mask)
-    x = call(model, "fuse", image, text).x
+    x = call(model, "fuse", image, text, attention=attention).x
     x = call(self, "transform", jnp.take_along_axis(x, at[..., None], axis=1))
     scored = call(model, "word_logits", x) if self.tied else call(self, "scores", x)
     return scored + call(self, "offset")
