@@ -217,7 +217,8 @@ def test_a_run_is_written_in_the_official_layout(tmp_path):
 
 def test_a_tower_of_a_run_is_written_for_transformers(tmp_path):
   given = config_lib.load(str(ROOT / "configs" / "albef.py") + ":tiny")
-  given.tokenizer.path = str(REFERENCE / "tokenizers" / "albef_vocab.txt")
+  path = str(REFERENCE / "tokenizers" / "albef_vocab.txt")
+  given.tokenizer = dict(type="wordpiece", path=path, length=16, sep=False)
   config = config_lib.run(given)
   words = build.tokenizer(config.tokenizer, None, tmp_path)
   clock = build.clock(config, 100)
