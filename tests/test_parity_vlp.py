@@ -26,6 +26,7 @@ from vlp_jax.models import words
 from vlp_jax.models.fusion import stream
 from vlp_jax.objectives import mlm
 from vlp_jax.ops import beam
+from vlp_jax.ops import region_match
 
 REFERENCE = pathlib.Path(__file__).parent / "reference" / "vlp"
 SIZE = json.loads((REFERENCE / "config.json").read_text())
@@ -33,11 +34,13 @@ WIDTH, REGIONS = SIZE["hidden_size"], SIZE["len_vis_input"]
 TAGS = ("s2s", "bi", "bi_vismask")
 # Of an official row: [CLS], 100 regions, [SEP]. What is behind is text.
 BEFORE = REGIONS + 2
+VARIANTS = {"drop0.25": dict(drop_worst=0.25), "smooth0.1": dict(smoothing=0.1)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocab:
   size: int = SIZE["vocab_size"]
+  pad: int = 0
   sep: int = SIZE["special"]["SEP"]
   mask: int = SIZE["special"]["MASK"]
   special: tuple[int, ...] = ()
@@ -73,14 +76,18 @@ def pretrainer():
     ),
     embed_dim=None,
   )
-  head = mlm.Objective(vocab=Vocab(), width=WIDTH, norm_eps=SIZE["layer_norm_eps"])
-  return pretrainer_lib.Pretrainer(model, {"mlm": head}, {"mlm": 1.0})
+  fields = dict(vocab=Vocab(), width=WIDTH, norm_eps=SIZE["layer_norm_eps"])
+  heads = {name: mlm.Objective(**fields, **more) for name, more in VARIANTS.items()}
+  heads["mlm"] = mlm.Objective(**fields)
+  return pretrainer_lib.Pretrainer(model, heads, dict.fromkeys(heads, 1.0))
 
 
 @functools.cache
 def params():
   path = REFERENCE / "weights.safetensors"
-  loaded = vlp.load(path, num_heads=SIZE["num_attention_heads"]).params
+  loaded = dict(vlp.load(path, num_heads=SIZE["num_attention_heads"]).params)
+  # The variants of the loss have the same head.
+  loaded |= {f"objectives_{name}": loaded["objectives_mlm"] for name in VARIANTS}
   return jax.tree.map(jnp.asarray, loaded)
 
 
@@ -111,7 +118,10 @@ def batch_of(tag):
   labels = np.zeros(real.shape, np.int32)
   labels[rows, at] = given["lm_label_ids"][rows, columns]
   kept = np.ones((len(real), REGIONS), bool)
-  np.put_along_axis(kept, given["vis_masked_pos"] - 1, False, axis=1)
+  # Of those tags that hide none, regions that are not used.
+  hidden = given["vis_masked_pos"] - 1
+  np.put_along_axis(kept, hidden, False, axis=1)
+  hidden = hidden if hidden.size else np.tile(np.arange(REGIONS // 4), (len(real), 1))
   return dict(
     ids=jnp.asarray(ours(given["input_ids"]), jnp.int32),
     mask=jnp.asarray(real),
@@ -119,6 +129,7 @@ def batch_of(tag):
     predicted=jnp.asarray(predicted),
     causal=jnp.full(len(real), tag == "s2s"),
     kept=jnp.asarray(kept),
+    hidden=jnp.asarray(hidden, jnp.int32),
   )
 
 
@@ -133,19 +144,22 @@ def forward(self, batch):
   enc = pretrainer_lib.Encoded(image, text, text, None, None, jnp.int32(0))
   causal = batch["causal"]
   fused = net.fuse(image, text, attention=causal)
-  loss, _ = head.loss(
-    net,
-    enc,
-    batch["ids"],
-    batch["mask"],
-    batch["labels"],
-    batch["predicted"],
-    None,
-    attention=causal,
-    train=False,
+
+  def words_loss(head):
+    given = (batch[name] for name in ("ids", "mask", "labels", "predicted"))
+    return head.loss(net, enc, *given, None, attention=causal, train=False)[0].value()
+
+  loss = words_loss(head)
+  others = {name: words_loss(self.objectives[name]) for name in VARIANTS}
+  pick = lambda x: jnp.take_along_axis(x, batch["hidden"][..., None], axis=1)
+  matched = region_match.loss(
+    *map(pick, net.image.parts(features, places)), fused.pooled
   )
+  matched = matched.mean()
+  total = loss + jnp.where(batch["kept"].all(), 0.0, matched)
   logits = head.predict(net, batch["ids"], batch["mask"], image, attention=causal)
-  return loss.value(), dict(words=fused.x, regions=fused.image.x, logits=logits)
+  others |= dict(loss=loss, matched=matched)
+  return total, others | dict(words=fused.x, regions=fused.image.x, logits=logits)
 
 
 @functools.cache
@@ -161,9 +175,13 @@ def official():
 
 @pytest.mark.parametrize("tag", TAGS)
 def test_outputs_and_loss(tag):
-  (loss, got), _ = official()[tag]
+  (_, got), _ = official()[tag]
   want, batch = arrays("expected"), batch_of(tag)
-  close(loss, want[f"{tag}/masked_lm_loss"])
+  close(got["loss"], want[f"{tag}/masked_lm_loss"])
+  for name in VARIANTS:
+    close(got[name], want[f"{tag}/masked_lm_loss_{name}"], name)
+  if tag == "bi_vismask":
+    close(got["matched"], want[f"{tag}/vis_pretext_loss"])
   sequence = want[f"{tag}/sequence_output"]
   real = np.asarray(batch["mask"])
   close(np.asarray(got["words"])[real], ours(sequence)[real])
@@ -175,9 +193,10 @@ def test_outputs_and_loss(tag):
   close(np.asarray(got["logits"])[rows, at], scores)
 
 
-@pytest.mark.parametrize("tag", ["s2s", "bi"])
+@pytest.mark.parametrize("tag", TAGS)
 def test_gradients(tag):
   _, grads = official()[tag]
+  grads = {k: grads[k] for k in grads if k.removeprefix("objectives_") not in VARIANTS}
   got = vlp.export(jax.tree.map(np.asarray, grads))
   want = {
     name.removeprefix(f"{tag}/grad/"): x

@@ -6,6 +6,7 @@ BERT's corruption (Devlin 2019) and head, soft labels of the teacher as in ALBEF
 Shape letters: B batch, L length, M predicted positions of a row, D width, V vocabulary.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -38,6 +39,10 @@ class Objective(nn.Module):
       the words before it (VLP, Zhou 2020, section 3.2: 0.75); wants
       model.fusion.type="stream". They teach the head to write: `next_logits`.
     end: the [SEP] that ends a text is masked and predicted as words are (VLP).
+    smoothing: share of the target that lies on the other words, padding aside; the
+      loss is the divergence from it (VLP's --label_smoothing).
+    drop_worst: share of the batch's rows, those of the greatest loss, that does not
+      count (VLP's --drop_worst_ratio).
   """
 
   vocab: Any
@@ -53,8 +58,15 @@ class Objective(nn.Module):
   tied: bool = True
   causal: float = 0.0
   end: bool = False
+  smoothing: float = 0.0
+  drop_worst: float = 0.0
 
   def setup(self):
+    for name in ("smoothing", "drop_worst"):
+      if not 0.0 <= getattr(self, name) < 1.0:
+        raise ValueError(
+          f"objectives.mlm.{name}={getattr(self, name)}: a share, want 0 … below 1."
+        )
     if self.vocab.mask is None:
       raise ValueError(
         "objectives.mlm: this tokenizer's vocabulary has no piece that masks: use one"
@@ -141,17 +153,27 @@ class Objective(nn.Module):
     logits = self._read(ask.Live(train), model, enc.image, *text)
     logp = jax.nn.log_softmax(logits, axis=-1)
     hard = -jnp.take_along_axis(logp, labels[..., None], axis=-1)[..., 0]
-    losses = hard
+    losses = self._smoothed(logp, hard) if self.smoothing else hard
     if self.distill and teacher is not None:
       soft = self._read(teacher, model, teacher.enc.image, *text)
       distilled = -jnp.sum(jax.nn.softmax(soft, axis=-1) * logp, axis=-1)
       alpha = schedule.ramp(enc.step, self.distill, self.distill_ramp)
-      losses = (1.0 - alpha) * hard + alpha * distilled
+      losses = (1.0 - alpha) * losses + alpha * distilled
+    counted = weight
+    if self.drop_worst:
+      counted = weight * keep_best(losses * weight, 1.0 - self.drop_worst)[:, None]
     right = jnp.argmax(logits, axis=-1) == labels
-    return reduce.Mean.of(losses, weight), {
+    return reduce.Mean.of(losses, counted), {
       "accuracy": reduce.Mean.of(right, weight),
       "hard": reduce.Mean.of(hard, weight),
     }
+
+  def _smoothed(self, logp, hard):
+    """float32 [B, M]: KL divergence of logp [B, M, V] from the smoothed target."""
+    share, others = self.smoothing, self.vocab.size - 2
+    rest = -logp.sum(axis=-1) + logp[..., self.vocab.pad] - hard
+    entropy = -(1.0 - share) * math.log(1.0 - share) - share * math.log(share / others)
+    return (1.0 - share) * hard + share / others * rest - entropy
 
   def predict(self, model, ids, mask, image, *, attention="bidirectional"):
     """float32 [B, L, V]: logits at every position of (masked) ids, given the image."""
@@ -188,6 +210,12 @@ class Objective(nn.Module):
   def offset(self):
     """float32 [V], the bias of each word."""
     return self.bias
+
+
+def keep_best(losses: jax.Array, share: float) -> jax.Array:
+  """float32 [B], 1 for this share of the rows [B, M], those of the smallest sums."""
+  worse = jnp.argsort(jnp.argsort(losses.sum(axis=1)))
+  return (worse < int(len(losses) * share)).astype(jnp.float32)
 
 
 def positions(predicted: jax.Array, most: int | None) -> tuple[jax.Array, jax.Array]:
