@@ -2,7 +2,7 @@
 
 The bands are recorded in bands.json: the mean loss of the first and of the last steps
 when it was written, and the bound that the last ones have to stay under. After a change
-that is meant: UPDATE_BANDS=1 pytest tests/configs/test_training.py.
+that is meant: UPDATE_BANDS=1 pytest -m slow tests/configs/test_training.py.
 """
 
 import json
@@ -45,8 +45,8 @@ def run(name, workdir, *options):
   return [line["loss"] for line in runs.metrics(workdir)]
 
 
-# Those of finetune/ are compiled by the slow test alone.
-@pytest.mark.parametrize("name", [name for name in NAMES if "/" not in name])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_a_few_steps(name, tmp_path):
   losses = run(name, tmp_path / "run", "--config.total=2")
   assert len(losses) == 2 and np.isfinite(losses).all()
