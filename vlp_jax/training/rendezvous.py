@@ -285,13 +285,26 @@ class Watch:
     self._done = set()
     self._ended = threading.Event()
     self._all_done = threading.Event()
+    self._lost = threading.Event()
+    self._failing = False
 
   def start(self, on_loss: Callable[[Loss], None]) -> None:
     """Calls `on_loss` once, in a thread of its own, when a process is gone."""
     follow = self._serve if self.me.index == 0 else self._listen
+
+    def lose(loss):
+      if not self._failing:  # otherwise they leave because this process does
+        self._lost.set()
+        on_loss(loss)
+
     threading.Thread(
-      target=follow, args=(on_loss,), name="vlp_jax watch", daemon=True
+      target=follow, args=(lose,), name="vlp_jax watch", daemon=True
     ).start()
+
+  def leave_if_lost(self) -> None:
+    """Leaves it to `on_loss`, where it runs, to end this process."""
+    if self._lost.is_set():
+      threading.Event().wait()
 
   def end(self) -> None:
     """Waits until all processes have come to their end.
@@ -315,12 +328,13 @@ class Watch:
 
   def fail(self, why: str, code: int) -> None:
     """Tells the others that this process stops, why, and with which exit code."""
+    self._failing = True
     if self.me.index:
       self._lines[0].send(failed=why[:2_000], code=code)
     else:
       self.pass_on(Loss(self.me, why[:2_000], code))
 
-  def pass_on(self, loss: Loss, *, wait: float = 2.0) -> None:
+  def pass_on(self, loss: Loss, *, wait: float = 10.0) -> None:
     """Of process 0: tells all others who is gone, and lets them leave before it does.
 
     JAX ends who loses process 0 without a clear word.
