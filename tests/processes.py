@@ -46,8 +46,8 @@ def start(
     **env,
   }
   if cache := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-    # One for all, of which process 0 alone writes; and not that of this process: JAX may
-    # read an entry while another still writes it.
+    # One for all, of which process 0 alone writes; and not that of this process: JAX
+    # may read an entry while another still writes it.
     env["JAX_COMPILATION_CACHE_DIR"] = f"{cache}{os.sep}processes"
   argv = [sys.executable, "-m", module, f"--config={config}", f"--workdir={workdir}"]
   started = []

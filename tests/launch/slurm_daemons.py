@@ -62,7 +62,7 @@ def install() -> str | None:
 
 
 class Slurm(contextlib.AbstractContextManager):
-  """`with Slurm(folder) as slurm:` … its commands; ends its daemons, whatever happens."""
+  """`with Slurm(folder) as slurm:` … its commands; then ends all that it started."""
 
   def __init__(self, folder: pathlib.Path):
     self.folder = folder

@@ -117,7 +117,9 @@ def test_a_preempted_job_saves_is_requeued_and_finishes(slurm, tmp_path):
   # As a cluster does before it takes the node: to the tasks alone.
   slurm.tell("scancel", "--signal=TERM", job)
   go_on(slurm, job, 1)
-  stopped = re.search(r"stopped by SIGTERM.* at step (\d+), which is", log(workdir, job))
+  stopped = re.search(
+    r"stopped by SIGTERM.* at step (\d+), which is", log(workdir, job)
+  )
   assert stopped, log(workdir, job)
   step = int(stopped[1])
   assert 3 <= step < STEPS

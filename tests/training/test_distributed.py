@@ -53,8 +53,10 @@ def test_half_an_environment_is_a_mistake(tmp_path):
   assert "without VLP_JAX_NUM_PROCESSES: set all three" in log
 
 
-def test_they_end_together(tmp_path):
-  started = processes.start(tmp_path / "run", module=ROUNDS, ROUNDS="3")
+def test_they_work_and_end_together(tmp_path):
+  """Each feeds its rows on any mesh, and has what process 0 made: see rounds.py."""
+  env = {"ROUNDS": "3", "FOLDER": str(tmp_path / "folder")}
+  started = processes.start(tmp_path / "run", module=ROUNDS, devices=2, **env)
   logs = processes.finish(started, tmp_path / "run")
   assert "2 processes met after" in logs[0]
   assert all("error" not in log for log in logs), logs
@@ -93,6 +95,7 @@ def test_a_mistake_of_all_is_told_by_all(tmp_path):
     assert log.count("vlp_jax: error: VLP_JAX_COORDINATOR without") == 1
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_equals_one_process(tmp_path):
   """On the same mesh of two devices: of one process, and of two with one each."""
   steps = 16

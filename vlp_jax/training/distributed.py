@@ -87,7 +87,7 @@ def _all_there(watch, seconds):
   return f"{len(watch.peers)} processes met after {seconds:.1f} s, on {named}"
 
 
-# --- The end that was not planned ------------------------------------------------------
+# --- The end that was not planned -----------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -155,7 +155,7 @@ def _exit(code) -> NoReturn:
   os._exit(code)
 
 
-# --- What one does for all -------------------------------------------------------------
+# --- What one does for all ------------------------------------------------------------
 
 
 def made_once(path: pathlib.Path, make: Callable[[], None]) -> None:

@@ -8,8 +8,8 @@ finds a machine that is lost. Process 0 passes on what it learns.
 JAX's own service says only that "another task died", 100 s later, and a process that
 does not come at the start is a time-out without a name.
 
-What is sent: lines of JSON. Process i to 0: {"hello"}, then {"done"} or {"failed"}. 0 to
-i: {"go"} or {"refused"}, then {"lost"} or {"end"}.
+What is sent: lines of JSON. Process i to 0: {"hello"}, then {"done"} or {"failed"}; 0
+to i: {"go"} or {"refused"}, then {"lost"} or {"end"}.
 """
 
 from collections.abc import Callable
@@ -232,9 +232,7 @@ def _missing(place, peers, limit):
 def _join(place, me, end, limit):
   """(peers, lines) of a process that is not the first: it knows process 0 alone."""
   line = _reach(place, end, limit)
-  line.send(
-    hello=GREETING, index=me.index, count=place.count, host=me.host, pid=me.pid
-  )
+  line.send(hello=GREETING, index=me.index, count=place.count, host=me.host, pid=me.pid)
   # Process 0 keeps the time, and may have begun a little later.
   line.sock.settimeout(limit + 30)
   try:
@@ -262,9 +260,9 @@ def _reach(place, end, limit):
       if time.monotonic() > end:
         raise StartError(
           f"process 0 of {place.count} did not come: after {limit:g} s nobody answers"
-          f" at {place.coordinator} ({error.strerror or error}). Look at its log; or the"
-          " address is wrong, or a firewall is between. VLP_JAX_START_TIMEOUT=… waits"
-          " longer."
+          f" at {place.coordinator} ({error.strerror or error}). Look at its log; or"
+          " the address is wrong, or a firewall is between. VLP_JAX_START_TIMEOUT=…"
+          " waits longer."
         ) from error
       time.sleep(RETRY)
 
