@@ -19,7 +19,9 @@ from vlp_jax.data import columns as columns_lib
 from vlp_jax.data import pp
 from vlp_jax.data.tokenizers import sentencepiece
 from vlp_jax.models import vlm
+from vlp_jax.training import guard as guard_lib
 from vlp_jax.training import optim as optim_lib
+from vlp_jax.training import preemption as preemption_lib
 from vlp_jax.training import sharding as sharding_lib
 from vlp_jax.training import step as step_lib
 
@@ -201,6 +203,7 @@ class Job:
     pretrainer: model and objectives.
     mesh, sharding: where arrays live.
     tx, schedule: the optimiser and its learning rate.
+    guard, preemption: what is done about bad steps, and about notices to stop.
     batch: ShapeDtypeStructs of a global batch.
   """
 
@@ -214,6 +217,8 @@ class Job:
   sharding: sharding_lib.Sharding
   tx: optax.GradientTransformation
   schedule: Callable
+  guard: guard_lib.Guard
+  preemption: preemption_lib.Preemption
   batch: dict[str, jax.ShapeDtypeStruct]
 
   @property
@@ -240,6 +245,8 @@ def job(config: config_lib.Run, workdir: pathlib.Path) -> Job:
       anything is compiled.
   """
   config_lib.check(config)
+  guard = guard_lib.Guard(**config.guard)
+  preemption = preemption_lib.Preemption(**config.preemption)
   sharding = sharding_lib.Sharding(**config.sharding)
   mesh = sharding_lib.make_mesh(sharding)
   sharding_lib.check_batch(config.batch_size, mesh)
@@ -269,6 +276,8 @@ def job(config: config_lib.Run, workdir: pathlib.Path) -> Job:
     sharding=sharding,
     tx=tx,
     schedule=schedule,
+    guard=guard,
+    preemption=preemption,
     batch=batch,
   )
 

@@ -90,6 +90,13 @@ class Checkpoints:
     """Steps of the checkpoints that are whole, ascending."""
     return sorted(self._manager.all_steps())
 
+  def kept(self) -> str:
+    """The newest of them in a sentence, for who has to stop."""
+    self.wait()
+    there = self.steps()
+    newest = f"step {there[-1]}" if there else "none yet"
+    return f"The last good checkpoint is kept: {newest}."
+
   def best_step(self) -> int | None:
     """The step whose metric `best` is largest; None without one."""
     return self._manager.best_step() if self._best else None
