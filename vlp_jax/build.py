@@ -19,6 +19,7 @@ from vlp_jax.data import columns as columns_lib
 from vlp_jax.data import pp
 from vlp_jax.data.tokenizers import sentencepiece
 from vlp_jax.models import vlm
+from vlp_jax.training import distributed
 from vlp_jax.training import guard as guard_lib
 from vlp_jax.training import optim as optim_lib
 from vlp_jax.training import preemption as preemption_lib
@@ -108,9 +109,12 @@ def tokenizer(spec: Mapping[str, Any], source: Any, workdir: pathlib.Path) -> An
         '"sentencepiece" and no path with it.'
       )
     spec["path"] = str(workdir / "tokenizer.model")
-    if not pathlib.Path(spec["path"]).exists():
+
+    def make():
       captions = source.captions(np.arange(len(source)))
       sentencepiece.train(captions, spec["path"], **recipe)
+
+    distributed.made_once(pathlib.Path(spec["path"]), make)
   return component("data.tokenizers", spec, "tokenizer")
 
 

@@ -24,9 +24,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     # Here, not above: --help and a wrong option need not wait for jax.
     from vlp_jax import loop
+    from vlp_jax.training import distributed
 
     cli.log_plainly()
-    loop.evaluate(args.config, args.workdir, step=args.rest.step, best=args.rest.best)
+    with distributed.joined(), cli.user_errors():
+      loop.evaluate(args.config, args.workdir, step=args.rest.step, best=args.rest.best)
 
 
 if __name__ == "__main__":
