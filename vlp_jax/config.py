@@ -154,9 +154,16 @@ def load(spec: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
       raise ValueError(
         f"config: {path}: a saved config takes no argument, got {arg!r}."
       )
-    config = from_json(path.read_text("utf-8"))
-  else:
-    config = _execute(path, arg)
+    return saved(path.read_text("utf-8"), overrides)
+  config = _execute(path, arg)
+  for item in overrides:
+    _override(config, item)
+  return config
+
+
+def saved(text: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
+  """The config that `to_json` wrote, with "--config.a.b=value" put over it."""
+  config = from_json(text)
   for item in overrides:
     _override(config, item)
   return config

@@ -3,10 +3,10 @@
 import contextlib
 import json
 import logging
-import pathlib
 import platform
 import time
 
+from etils import epath
 import jax
 from jax.experimental import multihost_utils
 import ml_collections
@@ -15,6 +15,7 @@ import numpy as np
 from vlp_jax import build
 from vlp_jax import cli
 from vlp_jax import config as config_lib
+from vlp_jax import places
 from vlp_jax import report
 from vlp_jax.data import columns as columns_lib
 from vlp_jax.data import pipeline
@@ -32,7 +33,7 @@ from vlp_jax.training import writer as writer_lib
 _log = logging.getLogger("vlp_jax")
 
 
-def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
+def train(given: ml_collections.ConfigDict, workdir: epath.PathLike) -> int:
   """Trains, evaluates and reports; goes on with what is in the workdir.
 
   Returns:
@@ -42,9 +43,16 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
     ValueError, OSError: the config, the data or the workdir is not as it must be.
     FloatingPointError: a loss is no number; the last good checkpoint is kept.
   """
-  # --- What is to be run: every mistake of the user shows here -------------------
   start_time = time.time()
-  config, job, first = _open(given, workdir)
+  # Every mistake of the user shows here.
+  job, first = _open(given, workdir)
+  with preemption.Stop(job.preemption) as stop:
+    return _train(job, stop, first=first, start_time=start_time)
+
+
+def _train(job, stop, *, first, start_time):
+  # --- What is to be run ---------------------------------------------------------
+  config, workdir = job.config, job.workdir
   abstract = job.abstract_state()
   evaluators = build.evaluators(job)
   steps = job.time.steps
@@ -81,18 +89,17 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
     waiting=waiting,
     quiet=not first,
   )
-  profiler = _profiler(job)
   watch = guard.Watch(job.guard, state.guard, rolled_back=meta.get("rolled_back", 0))
   if job.guard.rolls_back and not checkpoints.steps():
     checkpoints.save(0, state, {"position": 0, "seed": config.seed})
   results: dict[str, dict[str, float]] = {}
   with (
-    contextlib.ExitStack() as open_data,
+    contextlib.ExitStack() as until_the_end,
     contextlib.closing(writer),
-    preemption.Stop(job.preemption) as stop,
     sharding.use(job.mesh, job.sharding),
   ):
-    open_data.enter_context(contextlib.closing(batches))
+    until_the_end.enter_context(contextlib.closing(batches))
+    profiler = _profiler(job, until_the_end)
 
     def evaluate_now(names):
       for name in names:
@@ -129,7 +136,7 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
           _tell(first, f"goes back to step {done}, and on after the data of step {bad}")
           batches.close()
           batches, ahead = _data(job, position)
-          open_data.enter_context(contextlib.closing(batches))
+          until_the_end.enter_context(contextlib.closing(batches))
           waiting.go_on_with(ahead)
           watch.goes_on_from(state.guard)
           writer.cut(done)
@@ -157,7 +164,6 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
           writer.flush()
           flat = {f"{n}/{k}": v for n in due for k, v in results[n].items()}
           checkpoints.save(done, state, meta | {"owed": []}, flat, last=last)
-  profiler.stop()
   progress.close()
   _tell_bad(first, batches)
   checkpoints.finish()
@@ -181,7 +187,7 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
 
 def evaluate(
   given: ml_collections.ConfigDict,
-  workdir: pathlib.Path,
+  workdir: epath.PathLike,
   *,
   step: int | None = None,
   best: bool = False,
@@ -192,7 +198,7 @@ def evaluate(
     step: of the checkpoint; None: the newest, or the best.
   """
   start_time = time.time()
-  _, job, first = _open(given, workdir)
+  job, first = _open(given, workdir)
   evaluators = build.evaluators(job)
   checkpoints = _checkpoints(job)
   if best:
@@ -211,15 +217,15 @@ def evaluate(
 
 
 def _open(given, workdir):
-  """(checked config, job, whether this process writes); makes the workdir."""
+  """(job, whether this process writes); makes the workdir."""
   config = config_lib.run(given)
-  workdir = pathlib.Path(workdir).resolve()
+  workdir = places.workdir(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   job = build.job(config, workdir)
   first = jax.process_index() == 0
   if first:
-    (workdir / cli.CONFIG_FILE).write_text(config_lib.to_json(given), "utf-8")
-  return config, job, first
+    (workdir / cli.CONFIG_FILE).write_text(config_lib.to_json(given))
+  return job, first
 
 
 def _checkpoints(job):
@@ -259,12 +265,16 @@ def _fresh(job, abstract):
   return state.replace(params=params, ema=teacher)
 
 
-def _profiler(job):
+def _profiler(job, until_the_end):
+  """Of the steps that the config names; what it writes is in its place at the end."""
   profile = job.config.profile
-  start, steps = (
-    (-1, 0) if profile is None else (job.time.steps(profile.start), profile.steps)
-  )
-  return timing.Profiler(str(job.workdir / "profile"), start=start, steps=steps)
+  if profile is None:
+    return timing.Profiler("", start=-1, steps=0)
+  folder = until_the_end.enter_context(places.local(job.workdir / "profile"))
+  start = job.time.steps(profile.start)
+  profiler = timing.Profiler(str(folder), start=start, steps=profile.steps)
+  until_the_end.callback(profiler.stop)
+  return profiler
 
 
 def _data(job, position):
@@ -353,7 +363,7 @@ def _summary(job, state):
 def _report(job, state, evaluators, results, *, seconds):
   """The table on the terminal, results.json and report.html."""
   config, workdir = job.config, job.workdir
-  (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+  (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
   found, maps = {}, []
   for name, evaluator in evaluators.items():
     if isinstance(evaluator, retrieval.Evaluator) and evaluator.last is not None:
@@ -367,22 +377,23 @@ def _report(job, state, evaluators, results, *, seconds):
         )
         maps = report.word_maps(job.pretrainer, state.params, batch, job.tokenizer)
   device = job.mesh.devices.flat[0]
-  page = report.write(
-    workdir,
-    title=f"vlp_jax: {workdir.name}",
-    results=results,
-    facts={
-      "Parameters": f"{tree.size(state.params):,}",
-      "Steps": f"{int(state.step):,} of {config.batch_size} examples",
-      "Machine": f"{job.mesh.size} x {device.device_kind} ({platform.machine()})",
-      "This call took": f"{seconds / 60:.1f} minutes",
-      "Seed": str(config.seed),
-    },
-    config="\n".join(config_lib.flatten(config)),
-    log=workdir / "metrics.jsonl",
-    objectives=list(config.objectives),
-    found=found,
-    maps=maps,
-  )
+  with places.local(workdir, reads=["metrics.jsonl"]) as folder:
+    page = report.write(
+      folder,
+      title=f"vlp_jax: {workdir.name}",
+      results=results,
+      facts={
+        "Parameters": f"{tree.size(state.params):,}",
+        "Steps": f"{int(state.step):,} of {config.batch_size} examples",
+        "Machine": f"{job.mesh.size} x {device.device_kind} ({platform.machine()})",
+        "This call took": f"{seconds / 60:.1f} minutes",
+        "Seed": str(config.seed),
+      },
+      config="\n".join(config_lib.flatten(config)),
+      log=folder / "metrics.jsonl",
+      objectives=list(config.objectives),
+      found=found,
+      maps=maps,
+    )
   print(report.table(results), flush=True)
-  _log.info("report: %s", page)
+  _log.info("report: %s", workdir / page.name)

@@ -113,7 +113,10 @@ class Stop(contextlib.AbstractContextManager):
       signal.signal(number, handler)
 
   def _handle(self, number: int, frame: FrameType | None) -> None:
-    self._notice(signal.Signals(number).name)
+    name = signal.Signals(number).name
+    # Not by way of a stream that the program may be in the middle of writing to.
+    os.write(2, f"\n{name}: saves after this step and ends; again: at once\n".encode())
+    self._notice(name)
     self._put_back()
 
   def _notice(self, name):
