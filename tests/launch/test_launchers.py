@@ -1,8 +1,10 @@
 """What the launchers would run, what they refuse, and how they begin again."""
 
+import os
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 
 import pytest
@@ -430,3 +432,24 @@ def test_another_machine_is_no_tpu_worker(tmp_path):
   done = worker(tmp_path)
   assert done.returncode == 1
   assert "is this a machine of a TPU pod?" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["create", "describe", "ssh", "scp", "delete"])
+def test_gcloud_has_these_options(command, tmp_path):
+  if not shutil.which("gcloud"):
+    pytest.skip("gcloud is not installed")
+  # Of its help alone: elsewhere it would act, where somebody is logged in.
+  argv = ["gcloud", "compute", "tpus", "queued-resources", command, "--help"]
+  env = os.environ | {"CLOUDSDK_CONFIG": str(tmp_path)}
+  done = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
+  known = set(re.findall(r"--[a-z-]+", re.sub(r"\x1b\[[\d;]*m", "", done.stdout)))
+  options = ("--type=v4-8", CONFIG, BUCKET, "--project=p", "--network=n")
+  lines = tpu("resume", *options, "--spot", "--valid-for=6h")
+  lines += tpu("create", *options, "--reserved", "--slices=2") + tpu("logs")
+  used = set()
+  for line in lines:
+    words = shlex.split(line)
+    if words[0] == "gcloud" and words[4] == command:
+      used |= {word.partition("=")[0] for word in words if word.startswith("--")}
+  assert used and used - {"--project", "--format", "--quiet"} <= known
