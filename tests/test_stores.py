@@ -29,12 +29,7 @@ VAL = {
   },
 }
 OPTIONS = (
-  "objectives.itm=None",
-  "objectives.mlm=None",
-  "objectives.itc.queue=0",
-  "objectives.itc.distill=0.0",
-  "ema_decay=None",
-  "model.fusion=None",
+  *runs.ITC,
   "log.tensorboard=True",
   "profile={'start': 2, 'steps': 1}",
   f"evals.val={VAL}",
