@@ -90,11 +90,11 @@ def contrast(kind, x, scale, bias, ring):
         fixed=kind == "queue",
         ring=ring,
       )
-      hits.append(best)
       if kind == "sigmoid":
-        losses = ring_lib.sigmoid(
+        losses, best = ring_lib.sigmoid(
           scale * rows, x["ids"], tuple(columns), bias, ring=ring
         )
+      hits.append(best)
     total = total + jnp.sum(WEIGHTS * losses) / B
   return total, jnp.stack(hits)
 

@@ -141,15 +141,16 @@ def sigmoid(
   bias: jax.Array,
   *,
   ring: Ring,
-) -> jax.Array:
-  """float32 [B]: `contrastive.sigmoid(rows @ columns.T + bias, same image)`.
+) -> tuple[jax.Array, jax.Array]:
+  """`contrastive.sigmoid(rows @ columns.T + bias, same image)`, and the best column.
 
-  Args: as of `softmax`; bias: float32 [], differentiable.
+  Args, and what is returned: as of `softmax`; bias: float32 [], differentiable.
   """
   count = rows_BE.shape[0]
   rows = dict(x=rows_BE.astype(jnp.float32), id=ids_B)
   rows, columns = _prepare(ring, rows, columns)
-  return _sigmoid(ring, rows, columns, jnp.float32(bias))[:count]
+  loss, best = _sigmoid(ring, rows, columns, jnp.float32(bias))
+  return loss[:count], best[:count]
 
 
 def _prepare(ring, rows, columns):
@@ -175,19 +176,12 @@ def _softmax_forward(ring, fixed, rows, columns, alpha):
   del fixed
 
   def local(rows, columns, alpha):
-    start = dict(
-      top=LOWEST,  # of the similarities so far, and the sum of exponents below it
-      sum=0.0,
-      hits=0.0,  # sum of the similarities of the row's own image, and their number
-      count=0.0,
-      at=jnp.iinfo(jnp.int32).max,  # place of the top, and its id
-      best=FILLED,
-    )
+    # Of the similarities so far: the sum of exponents below the top, and sum and number
+    # of those of the row's own image.
+    start = _NOTHING_SEEN | dict(sum=0.0, hits=0.0, count=0.0)
     if "teacher" in rows:
       # Top and sum of the teacher's, and the row's similarities weighted by them.
       start |= dict(soft_top=LOWEST, soft_sum=0.0, soft=0.0)
-    size = rows["id"].shape[0]
-    start = {k: jnp.full(size, v, jnp.asarray(v).dtype) for k, v in start.items()}
     stats = _read(ring, rows, columns, start, _look)
     lse = stats["top"] + jnp.log(stats["sum"])
     count = jnp.maximum(stats["count"], 1.0)
@@ -208,19 +202,12 @@ def _look(row, column, stats):
   """What the rows of a tile know after its columns as well."""
   s_TT, there, same = _similarities(row, column)
   top, total = _grow(stats["top"], stats["sum"], s_TT, there)
-  new = dict(
+  new = _like_best(s_TT, there, column, stats) | dict(
     top=top,
     sum=total,
     hits=stats["hits"] + jnp.sum(jnp.where(same, s_TT, 0.0), axis=1),
     count=stats["count"] + jnp.sum(same, axis=1, dtype=jnp.float32),
   )
-  here = jnp.where(there, s_TT, -jnp.inf)
-  first = jnp.argmax(here, axis=1)
-  value, at = jnp.max(here, axis=1), column["at"][first]
-  # Of equals the first in the batch, whatever device it is on.
-  better = (value > stats["top"]) | ((value == stats["top"]) & (at < stats["at"]))
-  new["at"] = jnp.where(better, at, stats["at"])
-  new["best"] = jnp.where(better, column["id"][first], stats["best"])
   if "teacher" in row:
     t_TT = row["teacher"] @ column["x"].T
     top, total = _grow(stats["soft_top"], stats["soft_sum"], t_TT, there)
@@ -229,6 +216,24 @@ def _look(row, column, stats):
     new |= dict(soft_top=top, soft_sum=total)
     new["soft"] = shrunk + jnp.sum(q_TT * s_TT, axis=1)
   return new
+
+
+# Largest similarity so far, the place of that column in the batch, and its id.
+_NOTHING_SEEN = dict(top=LOWEST, at=jnp.iinfo(jnp.int32).max, best=FILLED)
+
+
+def _like_best(s_TT, there, column, stats):
+  """The column of largest similarity; of equals the first, on whatever device it is."""
+  here = jnp.where(there, s_TT, LOWEST)
+  first = jnp.argmax(here, axis=1)
+  top, at = jnp.max(here, axis=1), column["at"][first]
+  better = (top > stats["top"]) | ((top == stats["top"]) & (at < stats["at"]))
+  choose = lambda new, old: jnp.where(better, new, old)
+  return dict(
+    top=choose(top, stats["top"]),
+    at=choose(at, stats["at"]),
+    best=choose(column["id"][first], stats["best"]),
+  )
 
 
 def _similarities(row, column):
@@ -282,16 +287,17 @@ def _sigmoid(ring, rows, columns, bias):
 
 def _sigmoid_forward(ring, rows, columns, bias):
   def local(rows, columns, bias):
-    def look(row, column, loss):
+    def look(row, column, stats):
       z_TT, there, sign = _signed(row, column, bias)
       more = jnp.where(there, jax.nn.log_sigmoid(sign * z_TT), 0.0)
-      return loss - jnp.sum(more, axis=1)
+      loss = stats["loss"] - jnp.sum(more, axis=1)
+      return _like_best(z_TT, there, column, stats) | dict(loss=loss)
 
-    start = jnp.zeros(rows["id"].shape[0], jnp.float32)
-    return _read(ring, rows, columns, start, look)
+    stats = _read(ring, rows, columns, _NOTHING_SEEN | dict(loss=0.0), look)
+    return stats["loss"], stats["best"]
 
-  loss = ring.run(local, (rows, columns, bias), True)
-  return loss, (rows, columns, bias)
+  given = ring.run(local, (rows, columns, bias), (True, True))
+  return given, (rows, columns, bias)
 
 
 def _signed(row, column, bias):
@@ -299,9 +305,9 @@ def _signed(row, column, bias):
   return s_TT + bias, there, jnp.where(same, 1.0, -1.0)
 
 
-def _sigmoid_backward(ring, kept, g):
+def _sigmoid_backward(ring, kept, cotangents):
   rows, columns, bias = kept
-  rows_given = rows | dict(g=g)
+  rows_given = rows | dict(g=cotangents[0])
 
   def local(rows, columns, bias):
     def slope(row, column):
@@ -335,11 +341,14 @@ def _cotangents(given, dx):
 
 
 def _read(ring, rows, columns, stats, look):
-  """What the rows know after all columns: `stats`, a tree of [b].
+  """What the rows know after all columns: {name: [b]}.
 
-  look(row, column, stats) -> stats, of one tile: [T, …] each.
+  Args:
+    stats: {name: what a row knows at first, a number}.
+    look: (row, column, stats) -> stats, of one tile: [T, …] each.
   """
   count = rows["id"].shape[0]
+  stats = {k: jnp.full(count, v, jnp.asarray(v).dtype) for k, v in stats.items()}
   rows, stats = ring.tiles((rows, stats))
 
   def turn(carry, _):
