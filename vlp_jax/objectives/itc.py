@@ -49,6 +49,10 @@ class Objective(nn.Module):
   backend: Literal["plain", "ring"] = "plain"
   tile: int = 4096
 
+  # How it takes part in accumulation (`training/accumulate.py`): of the batch it reads
+  # the embeddings and the ids, and of all rows at once.
+  accumulates = "embeddings"
+
   @nn.compact
   def __call__(self, model, enc, batch, *, teacher=None, train=False):
     if self.loss == "sigmoid" and (self.queue or self.distill):
