@@ -1,6 +1,7 @@
 """Microbatches make the step of one batch: loss, metrics, gradients, queue, teacher."""
 
 import functools
+import re
 
 import jax
 import numpy as np
@@ -13,11 +14,13 @@ from vlp_jax.objectives import itc
 from vlp_jax.objectives import itm
 from vlp_jax.objectives import lm
 from vlp_jax.objectives import mlm
+from vlp_jax.objectives import self_distill
 from vlp_jax.ops import tree
 from vlp_jax.training import accumulate
 from vlp_jax.training import optim as optim_lib
 from vlp_jax.training import sharding as sharding_lib
 from vlp_jax.training import step as step_lib
+from vlp_jax.training import stepping
 
 BATCH, QUEUE, GROUP = 16, 32, 2
 # float32 sums in another order, relative to the largest number of each array.
@@ -82,9 +85,10 @@ MODULES = {
   "clip": clip,
   "siglip": functools.partial(clip, loss="sigmoid", bias=-2.0, targets="image"),
   "albef": albef,
+  "albef_half": functools.partial(albef, layout="half"),
   "coca": coca,
 }
-TEACHERS = ("albef",)
+TEACHERS = ("albef", "albef_half")
 
 
 def inputs(seed=0):
@@ -134,24 +138,37 @@ def make(name, count, mesh):
   fields = dict(seed=0, ema_decay=0.9 if name in TEACHERS else None, schedule=schedule)
   if count == 1:
     return step_lib.make_train_step(module, tx, **fields)
+  return accumulate.make_train_step(stages(name, count, mesh))
+
+
+def stages(name, count, mesh):
+  module, tx, schedule, _ = parts(name)
   layout = accumulate.layout(
     module.objectives,
     batch_size=BATCH,
     count=count,
     parts=sharding_lib.batch_parts(mesh),
   )
-  reads = pretrainer_lib.ACROSS
-  stages = accumulate.make_stages(module, tx, layout=layout, reads=reads, **fields)
-  return accumulate.make_train_step(stages)
+  return accumulate.make_stages(
+    module,
+    tx,
+    layout=layout,
+    reads=pretrainer_lib.ACROSS,
+    seed=0,
+    ema_decay=0.9 if name in TEACHERS else None,
+    schedule=schedule,
+  )
 
 
 @functools.cache
-def stepped(name, count, **shape):
-  """({path: value} after a step, metrics)."""
-  mesh, sharding = place(shape or dict(data=1))
-  _, _, _, state = parts(name)
+def stepped(name, count, *shape):
+  """({path: value} after a step, metrics), on a mesh of data, fsdp and tensor."""
+  shape = dict(zip(sharding_lib.MESH_AXES, shape or (1, 1, 1), strict=True))
+  mesh, sharding = place(shape)
+  state = parts(name)[3]
   with sharding_lib.use(mesh, sharding):
-    take = jax.jit(make(name, count, mesh), out_shardings=sharding_lib.replicated(mesh))
+    out = sharding_lib.replicated(mesh)
+    take = jax.jit(make(name, count, mesh), out_shardings=out)
     state, metrics = take(state, sharding_lib.put_batch(inputs(), mesh))
   return jax.tree.map(np.asarray, (tree.flatten(state), metrics))
 
@@ -175,9 +192,153 @@ def check_same(got, want, begun):
       np.testing.assert_array_equal(after[path], value, err_msg=path)
 
 
+def check_is_the_plain_step(name, got):
+  check_same(got, stepped(name, 1), tree.flatten(parts(name)[3]))
+
+
 @pytest.mark.parametrize(
-  "name, count", [("clip", 4), ("siglip", 8), ("albef", 4), ("coca", 2)]
+  "name, count, shape",
+  [
+    ("clip", 4, (2, 1, 1)),
+    ("siglip", 8, (1, 1, 1)),
+    ("albef", 4, (1, 2, 1)),
+    ("coca", 2, (2, 2, 2)),
+    pytest.param("clip", 2, (2, 2, 2), marks=pytest.mark.slow),
+    pytest.param("siglip", 4, (2, 2, 1), marks=pytest.mark.slow),
+    pytest.param("albef", 8, (1, 1, 1), marks=pytest.mark.slow),
+    pytest.param("albef", 2, (2, 2, 2), marks=pytest.mark.slow),
+    # Groups of two that the eight devices would part: rows move.
+    pytest.param("albef", 2, (8, 1, 1), marks=pytest.mark.slow),
+    pytest.param("albef_half", 4, (2, 1, 1), marks=pytest.mark.slow),
+    pytest.param("coca", 8, (1, 1, 1), marks=pytest.mark.slow),
+  ],
 )
-def test_microbatches_make_the_step_of_one_batch(name, count):
-  begun = tree.flatten(parts(name)[3])
-  check_same(stepped(name, count), stepped(name, 1), begun)
+def test_microbatches_make_the_step_of_one_batch(name, count, shape):
+  check_is_the_plain_step(name, stepped(name, count, *shape))
+
+
+def test_the_step_that_is_compared_does_something():
+  (after, metrics), begun = stepped("albef", 1), tree.flatten(parts("albef")[3])
+  still = {path for path, value in begun.items() if (after[path] == value).all()}
+  assert all(re.search("key/bias$|^ema/objectives", path) for path in still), still
+  # Weights are not what a mean of microbatches' means would have: rows differ.
+  assert metrics["itm"].weight == 3 * BATCH
+  assert 0 < metrics["mlm"].weight < 3 * BATCH
+  assert after["memory/objectives_itc/ptr"] == BATCH
+
+
+@pytest.mark.parametrize(
+  "name, count, shape",
+  [
+    ("clip", 4, (2, 1, 1)),
+    pytest.param("albef", 2, (2, 2, 1), marks=pytest.mark.slow),
+    pytest.param("coca", 4, (1, 1, 1), marks=pytest.mark.slow),
+  ],
+)
+def test_streamed_from_the_host_it_is_the_same_step(name, count, shape):
+  mesh, sharding = place(dict(zip(sharding_lib.MESH_AXES, shape, strict=True)))
+  module, tx, _, state = parts(name)
+  where = step_lib.abstract_state(
+    module, tx, like(inputs()), ema=name in TEACHERS, mesh=mesh, sharding=sharding
+  )
+  state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, where))
+  with sharding_lib.use(mesh, sharding):
+    streamed = stepping.Streamed(stages(name, count, mesh), where, like(inputs()), mesh)
+    layout = stages(name, count, mesh).layout
+    numbers = np.arange(BATCH)
+    pieces = [
+      {k: v[np.asarray(layout.take(numbers, i))] for k, v in inputs().items()}
+      for i in range(count)
+    ]
+    (fed,) = streamed.feed(pieces)
+    state, metrics = streamed(state, fed)
+  got = jax.tree.map(np.asarray, (tree.flatten(state), metrics))
+  check_is_the_plain_step(name, got)
+  # What is told of the programs is what has run: nothing is compiled anew.
+  with sharding_lib.use(mesh, sharding):
+    times = {program.name: program.times for program in streamed.programs}
+  assert times["embed"] == times["backward"] == count and times["apply"] == 1
+
+
+# --- Layouts and errors --------------------------------------------------------
+
+
+def test_microbatches_are_cut_where_rows_lie():
+  layout = accumulate.Layout(16, count=2, parts=4)
+  rows = np.arange(16)
+  first, second = (np.asarray(layout.take(rows, i)) for i in range(2))
+  # Each of four devices has four neighbours, of whom two are in each.
+  np.testing.assert_array_equal(first, [0, 1, 4, 5, 8, 9, 12, 13])
+  np.testing.assert_array_equal(second, [2, 3, 6, 7, 10, 11, 14, 15])
+  again = layout.put(layout.put(np.zeros(16, int), first, 0), second, 1)
+  np.testing.assert_array_equal(again, rows)
+
+
+@pytest.mark.parametrize(
+  "batch_size, count, mesh_parts, group, want",
+  [
+    (512, 4, 8, 16, 8),  # 16 rows of a device: a group
+    (512, 4, 8, 64, 2),  # a group over four devices
+    (512, 4, 8, 128, 1),
+    (512, 16, 1, 32, 1),
+  ],
+)
+def test_groups_stay_together(batch_size, count, mesh_parts, group, want):
+  objectives = dict(itm=itm.Objective(width=8, group=group))
+  layout = accumulate.layout(
+    objectives, batch_size=batch_size, count=count, parts=mesh_parts
+  )
+  assert layout.parts == want
+  rows = np.arange(batch_size)
+  for number in range(count):
+    groups = np.asarray(layout.take(rows, number)).reshape(-1, group)
+    assert (groups // group == groups[:, :1] // group).all()
+    assert (groups % group == np.arange(group)).all()
+
+
+@pytest.mark.parametrize(
+  "objective, fields, message",
+  [
+    (
+      itm.Objective(width=8),
+      {},
+      "objectives.itm.group=None: negatives .* set objectives.itm.group to 4 or",
+    ),
+    (
+      itm.Objective(width=8, group=8),
+      {},
+      "objectives.itm.group=8: .* which has 4 rows: set objectives.itm.group to 4",
+    ),
+    (
+      mlm.Objective(vocab=tiny.VOCAB, width=8, drop_worst=0.2),
+      {},
+      "objectives.mlm.drop_worst=0.2 compares the losses of the whole batch",
+    ),
+    (
+      self_distill.Objective(),
+      {},
+      "accumulate=4: objectives.it does not say how it is had by microbatches",
+    ),
+    (
+      itc.Objective(),
+      dict(count=3),
+      "accumulate=3: batch_size=16 does not make .*: choose batch_size a multiple of 6",
+    ),
+    (
+      itc.Objective(),
+      dict(count=16),
+      "accumulate=16: batch_size=16 does not .* data x fsdp = 2: .* a multiple of 32",
+    ),
+  ],
+)
+def test_what_cannot_be_accumulated(objective, fields, message):
+  fields = dict(batch_size=16, count=4, parts=2) | fields
+  with pytest.raises(ValueError, match="config: " + message):
+    accumulate.layout(dict(it=objective), **fields)
+
+
+def test_nothing_is_asked_of_objectives_that_are_not_accumulated():
+  layout = accumulate.layout(
+    dict(it=self_distill.Objective()), batch_size=15, count=1, parts=2
+  )
+  assert layout.count == 1
