@@ -115,7 +115,11 @@ def plain(kind):
 
 @pytest.mark.parametrize("kind", ["softmax", "queue", "sigmoid"])
 @pytest.mark.parametrize(
-  "devices, tile", [(1, 64), (1, 7), (2, 5), (4, 6), (8, 64), (8, 2)]
+  "devices, tile",
+  [(1, 7), (8, 2)]
+  + [
+    pytest.param(*x, marks=pytest.mark.slow) for x in ((1, 64), (2, 5), (4, 6), (8, 64))
+  ],
 )
 def test_losses_gradients_and_hits_are_the_plain_ones(kind, devices, tile):
   # 20 queued rows do not split over 8 devices, nor 24 rows and columns into tiles of 7.

@@ -25,7 +25,9 @@ from vlp_jax.training import stepping
 BATCH, QUEUE, GROUP = 16, 32, 2
 # float32 sums in another order, relative to the largest number of each array.
 TOLERANCE = 1e-5
-# As in test_sharding.py: of arrays of smaller numbers.
+# What counts as the scale of an array of smaller numbers, as a share of the largest
+# gradient: those of a key's bias, whose true gradient is zero, are what sums of larger
+# numbers leave behind.
 SMALLEST = 1e-2
 
 
@@ -182,9 +184,12 @@ def check_same(got, want, begun):
     )
     np.testing.assert_allclose(metrics[key].weight, mean.weight, err_msg=key)
   assert after.keys() == after_one.keys()
+  move = lambda x, path: np.float64(x[path]) - begun[path]
+  params = [path for path in begun if path.startswith("params/")]
+  largest = max(np.abs(move(after_one, path)).max() for path in params)
   for path, value in after_one.items():
-    moved, moved_one = (np.float64(x[path]) - begun[path] for x in (after, after_one))
-    scale = max(np.abs(moved_one).max(initial=0), SMALLEST)
+    moved, moved_one = (move(x, path) for x in (after, after_one))
+    scale = max(np.abs(moved_one).max(initial=0), SMALLEST * largest)
     np.testing.assert_allclose(
       moved, moved_one, rtol=0, atol=TOLERANCE * scale, err_msg=path
     )
@@ -199,10 +204,10 @@ def check_is_the_plain_step(name, got):
 @pytest.mark.parametrize(
   "name, count, shape",
   [
-    ("clip", 4, (2, 1, 1)),
-    ("siglip", 8, (1, 1, 1)),
     ("albef", 4, (1, 2, 1)),
-    ("coca", 2, (2, 2, 2)),
+    pytest.param("clip", 4, (2, 1, 1), marks=pytest.mark.slow),
+    pytest.param("siglip", 8, (1, 1, 1), marks=pytest.mark.slow),
+    pytest.param("coca", 2, (2, 2, 2), marks=pytest.mark.slow),
     pytest.param("clip", 2, (2, 2, 2), marks=pytest.mark.slow),
     pytest.param("siglip", 4, (2, 2, 1), marks=pytest.mark.slow),
     pytest.param("albef", 8, (1, 1, 1), marks=pytest.mark.slow),
@@ -230,7 +235,7 @@ def test_the_step_that_is_compared_does_something():
 @pytest.mark.parametrize(
   "name, count, shape",
   [
-    ("clip", 4, (2, 1, 1)),
+    ("siglip", 4, (2, 1, 1)),
     pytest.param("albef", 2, (2, 2, 1), marks=pytest.mark.slow),
     pytest.param("coca", 4, (1, 1, 1), marks=pytest.mark.slow),
   ],

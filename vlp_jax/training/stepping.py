@@ -106,9 +106,8 @@ class Streamed:
     self._backward = jax.jit(
       backward, donate_argnums=(4, 5), out_shardings=(places.params, told_places)
     )
-    self._apply = jax.jit(
-      stages.apply, donate_argnums=(0, 2), out_shardings=(places, whole)
-    )
+    # The gradient has no result to give its memory to.
+    self._apply = jax.jit(stages.apply, donate_argnums=0, out_shardings=(places, whole))
     self._zeros = jax.jit(
       lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (embedded, told)),
       out_shardings=(embedded_places, told_places),
