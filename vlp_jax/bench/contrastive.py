@@ -1,6 +1,6 @@
 """Memory and time of the contrastive loss and its gradient against the batch size.
 
-  python -m vlp_jax.bench contrastive --devices=8 --out=runs/bench
+  python -m vlp_jax.bench contrastive --devices=8 --out=runs/bench/contrastive.json
 
 `plain` makes the matrix of similarities and leaves its place to the partitioner;
 `gathered` gathers all columns on every device, which makes its rows of the matrix (as
@@ -37,7 +37,7 @@ MODULE = "vlp_jax.bench.contrastive"
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-  """Measures, prints a JSON object and a table, and stores both and a plot."""
+  """Measures, prints a JSON object, and stores it with a table and a plot beside it."""
   options = _parser().parse_args(argv)
   if options.one:
     print(json.dumps(measure(options)))
@@ -63,14 +63,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     jax=jax.__version__,
     rows=rows,
   )
-  folder = pathlib.Path(options.out)
-  folder.mkdir(parents=True, exist_ok=True)
+  path = pathlib.Path(options.out)
+  path.parent.mkdir(parents=True, exist_ok=True)
   text = json.dumps(found, indent=2)
-  (folder / "contrastive.json").write_text(text + "\n", "utf-8")
-  (folder / "contrastive.md").write_text(table(rows), "utf-8")
-  plot(rows, folder / "contrastive.png")
+  path.write_text(text + "\n", "utf-8")
+  path.with_suffix(".md").write_text(table(rows), "utf-8")
+  plot(rows, path.with_suffix(".png"))
   print(text)
-  print(table(rows))
+  print(table(rows), file=sys.stderr)
   return found
 
 
@@ -91,7 +91,7 @@ def _parser():
   add("--devices", type=int, default=8, help="CPU devices, where there is no other")
   add("--repeats", type=int, default=3, help="of which the best time is taken")
   add("--kinds", default=",".join(KINDS), help="separated by commas")
-  add("--out", default="runs/bench", help="folder of JSON, table and plot")
+  add("--out", default="runs/bench/contrastive.json", help="of the results")
   add("--one", default="", help=argparse.SUPPRESS)
   add("--size", type=int, default=0, help=argparse.SUPPRESS)
   return parser
@@ -186,24 +186,29 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
   """The measurements in Markdown, a line for each batch size."""
   kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
   at = {(row["kind"], row["batch"]): row for row in rows}
-  titles = [f"{kind}: {what}" for what in ("MB", "s") for kind in kinds]
+  columns = (
+    ("temporary_bytes", "MB planned", 1e6),
+    ("peak_bytes", "MB of a device", 1e6),
+    ("peak_process_bytes", "MB of the process", 1e6),
+    ("seconds", "s", 1),
+  )
+  columns = [c for c in columns if any(c[0] in row for row in rows)]
+  titles = [f"{kind}: {what}" for _, what, _ in columns for kind in kinds]
   lines = ["| batch | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
   for size in sorted({row["batch"] for row in rows}):
-    found = [at.get((kind, size), {}) for kind in kinds]
-    cells = [_number(row.get("temporary_bytes"), 1e6) for row in found]
-    cells += [_number(row.get("seconds"), 1) for row in found]
+    cells = []
+    for key, _, unit in columns:
+      values = [at.get((kind, size), {}).get(key) for kind in kinds]
+      cells += [
+        "–" if v is None else f"{v / unit:,.{_digits(v / unit)}f}" for v in values
+      ]
     lines.append(f"| {size:,} | " + " | ".join(cells) + " |")
   return "\n".join(lines) + "\n"
 
 
-def _number(value, unit):
-  return (
-    "–"
-    if value is None
-    else f"{value / unit:,.3g}"
-    if value < 1e9
-    else (f"{value / unit:,.0f}")
-  )
+def _digits(value):
+  """Behind the point, so that there are three in all."""
+  return 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
 
 
 def plot(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
