@@ -3,7 +3,9 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tests import tiny
@@ -348,3 +350,54 @@ def test_nothing_is_asked_of_objectives_that_are_not_accumulated():
     dict(it=self_distill.Objective()), batch_size=15, count=1, parts=2
   )
   assert layout.count == 1
+
+
+# --- What encoders draw --------------------------------------------------------
+
+
+class Dropping:
+  """A pretrainer that tells which keys its passes are given, as its embeddings."""
+
+  def __init__(self, weights):
+    self.weights = weights
+
+  def apply(self, variables, batch, *args, method, rngs, **fields):
+    drawn = jnp.stack([jax.random.uniform(rngs[name]) for name in step_lib.STREAMS])
+    scale = variables["params"]["a"]
+    z = scale * jnp.broadcast_to(drawn, (len(batch["x"]), len(drawn)))
+    if method == "embed":
+      return dict(live=dict(zimg=z), teacher={})
+    if method == "rows":
+      return dict(zimg=z), {}
+    (embedded,) = args
+    return (jnp.sum(embedded["live"]["zimg"] ** 2), ({}, {})), {"memory": {}}
+
+
+def test_both_passes_over_a_microbatch_draw_the_same_and_others_differ():
+  # The loss is a^2 times the squares of what is drawn, so its gradient by microbatches
+  # is 2 a times that only if the second pass draws what the first did.
+  module, layout = Dropping({}), accumulate.Layout(8, count=4)
+  stages = accumulate.make_stages(
+    module,
+    optax.sgd(1.0),
+    layout=layout,
+    reads=("x",),
+    seed=0,
+    ema_decay=None,
+    schedule=lambda step: 1.0,
+  )
+  params = {"a": jnp.float32(3.0)}
+  state = step_lib.TrainState(
+    step=jnp.int32(0),
+    params=params,
+    opt_state=optax.sgd(1.0).init(params),
+    ema=None,
+    memory={},
+  )
+  batch = {"x": jnp.zeros(8)}
+  new, metrics = jax.jit(accumulate.make_train_step(stages))(state, batch)
+  moved = params["a"] - new.params["a"]
+  np.testing.assert_allclose(moved, 2 * metrics["loss"].value() / 3.0, rtol=1e-6)
+  rows = [stages.embed(state, {"x": jnp.zeros(2)}, i, None) for i in range(4)]
+  drawn = np.stack([np.asarray(each["live"]["zimg"])[0] for each in rows])
+  assert len(np.unique(drawn)) == drawn.size

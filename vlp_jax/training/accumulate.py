@@ -4,8 +4,9 @@ As GradCache (Gao et al. 2021, https://arxiv.org/abs/2101.06983): all embeddings
 the loss across the batch and its gradient to them; then the encoders again, microbatch
 by microbatch, with that gradient and with the objectives that need no other rows. What
 is drawn (masked words, negatives) is drawn for the global batch, and a mean is divided
-by the weight of the global batch. So M microbatches give the step of one batch, but for
-dropout (and dropped paths and patches), which is drawn for each microbatch.
+by the weight of the global batch. So M microbatches give the step of one batch. But for
+dropout, and dropped paths and patches: those are drawn for each microbatch, the same in
+both passes, and another mesh may make microbatches of other rows.
 
 Shape letters: B global batch, b = B / M rows of a microbatch, M microbatches, P parts.
 """
@@ -183,9 +184,9 @@ def make_stages(
   call = functools.partial(pretrainer.apply, train=True)
 
   def rngs(state, number):
-    # Both passes over a microbatch drop the same.
+    # What encoders draw, other for each microbatch and the same in both passes over it.
     keys = step_lib.keys(seed, state.step)
-    return keys | {"dropout": jax.random.fold_in(keys["dropout"], number)}
+    return {name: jax.random.fold_in(key, number) for name, key in keys.items()}
 
   def begin(state):
     if ema_decay is None:
@@ -262,9 +263,9 @@ def make_train_step(stages: Stages) -> Callable:
 
   Its batch is whole and on the device; a scan goes over its microbatches.
   """
-  numbers = jnp.arange(stages.layout.count)
 
   def step(state, batch):
+    numbers = jnp.arange(stages.layout.count)
     take = functools.partial(stages.layout.take, batch)
     state = stages.begin(state)
 
