@@ -17,14 +17,8 @@ from vlp_jax.data.sources import scenes
 BATCH, SIZE, TOTAL, SAVED = 16, 640, 24, 3  # 40 steps an epoch
 BAD = 11  # the first step that meets it
 POISON = "tests.configs_for_tests.poison:Objective"
-# ITC alone: its step is soon compiled.
-ITC = (
-  "objectives.itm=None",
-  "objectives.mlm=None",
-  "objectives.itc.distill=0.0",
-  "objectives.itc.queue=0",
-  "ema_decay=None",
-  "model.fusion=None",
+OPTIONS = (
+  *runs.ITC,
   f"total={TOTAL}",
   f"checkpoint.every={SAVED}",
   "checkpoint.keep=100",
@@ -46,7 +40,7 @@ def bad_image():
 
 def train(workdir, *overrides, value="nan"):
   poison = {"type": POISON, "image_id": bad_image(), "value": value}
-  options = [*ITC, f"objectives.poison={poison}", *overrides]
+  options = [*OPTIONS, f"objectives.poison={poison}", *overrides]
   return loop.train(config_lib.load(str(runs.CONFIG), options), workdir)
 
 

@@ -49,11 +49,13 @@ class Checkpoints:
     """Opens the folder, makes it, and removes what an interrupted save left.
 
     Args:
-      directory: of this run alone; on a disk, or gs://… or s3://….
+      directory: of this run alone; on a disk, or gs://….
       keep: so many of the newest are kept.
       best: metric whose largest value's checkpoint is kept as well.
     """
-    self.directory = epath.Path(directory).resolve()
+    directory = epath.Path(directory)
+    # An address is whole as it is, and orbax takes no relative folders.
+    self.directory = directory if "://" in str(directory) else directory.resolve()
     self._keep, self._best = keep, best
     self._pending: int | None = None
     self._failure: tuple[int, BaseException] | None = None
