@@ -39,18 +39,20 @@ def start(
     devices: CPU devices that each process has.
     config, module: what runs. env: of all, beside what names their places.
   """
-  env |= {
+  env = {
     "VLP_JAX_COORDINATOR": f"localhost:{free_port()}",
     "VLP_JAX_NUM_PROCESSES": str(count),
     "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    **env,
   }
+  if cache := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    # One for all, of which process 0 alone writes; and not that of this process: JAX
+    # may read an entry while another still writes it.
+    env["JAX_COMPILATION_CACHE_DIR"] = f"{cache}{os.sep}processes"
   argv = [sys.executable, "-m", module, f"--config={config}", f"--workdir={workdir}"]
   started = []
   for index in range(count) if only is None else only:
     place = {"VLP_JAX_PROCESS_ID": str(index)}
-    if cache := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-      # JAX may read an entry while another process still writes it.
-      place["JAX_COMPILATION_CACHE_DIR"] = f"{cache}{os.sep}process{index}"
     with open(f"{workdir}.{index}.log", "a", encoding="utf-8") as log:
       started.append(
         subprocess.Popen(

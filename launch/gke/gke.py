@@ -93,14 +93,15 @@ def check(args: argparse.Namespace) -> None:
   }
   hints |= {"topology": "e.g. 4x4"} if args.kind == "tpu" else {"nodes": "how many"}
   for name, hint in hints.items():
-    if not getattr(args, name):
+    if getattr(args, name) in (None, ""):
       raise Wrong(f"--{name} is missing: {hint}.")
   if not re.match(r"gs://.", args.workdir):
     raise Wrong(f"--workdir={args.workdir}: pods share no disk: say gs://BUCKET/RUN.")
-  for name in ("slices", "nodes", "gpus_per_node", "restarts", "grace"):
+  least = {"slices": 1, "nodes": 1, "gpus_per_node": 1, "restarts": 0, "grace": 1}
+  for name, want in least.items():
     value = getattr(args, name)
-    if value is not None and value < (name == "restarts" and -1) + 1:
-      raise Wrong(f"--{name.replace('_', '-')}={value}: want 1 or more.")
+    if value is not None and value < want:
+      raise Wrong(f"--{name.replace('_', '-')}={value}: want {want} or more.")
   if args.kind == "tpu":
     if args.accelerator not in TPUS:
       raise Wrong(

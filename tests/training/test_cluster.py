@@ -29,7 +29,9 @@ def said(coordinator="node1:61440", count="4", index="2"):
 def test_alone():
   assert cluster.find({}) is None
   assert cluster.find(said(count="1", index="0")) is None
-  assert cluster.find(SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) is None
+  assert (
+    cluster.find(SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) is None
+  )
   # As `plan` describes a machine that is not there.
   assert cluster.find({"TPU_WORKER_HOSTNAMES": "localhost"}) is None
   # The batch script of a job is no task of it.

@@ -23,11 +23,9 @@ from vlp_jax.training import rendezvous
 
 # Of sysexits.h, EX_TEMPFAIL: the same command goes on from the last checkpoint.
 EXIT_TRY_AGAIN = 75
-# Seconds for an error of our own to show, before that of another process is told; and
-# for news of another process, before an error is taken for our own.
-GRACE = 3.0
-
-_log = logging.getLogger("vlp_jax")
+# Seconds for news of another process, before an error is taken for our own; and for an
+# error of our own to show, before that of another process is told.
+GRACE = 2.0
 
 
 @contextlib.contextmanager
@@ -61,7 +59,7 @@ def joined(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
     _say(f"error: start of process {place.index} of {place.count}: {error}")
     raise SystemExit(EXIT_TRY_AGAIN) from error
   if place.index == 0:
-    _log.info("%s", _all_there(watch, time.monotonic() - begun))
+    _say(_all_there(watch, time.monotonic() - begun))
   watch.start(lambda loss: _leave(watch, loss))
   with _failing_together(watch):
     _initialize(place, limit)
@@ -89,7 +87,7 @@ def _all_there(watch, seconds):
   return f"{len(watch.peers)} processes met after {seconds:.1f} s, on {named}"
 
 
-# --- The end that was not planned ------------------------------------------------------
+# --- The end that was not planned -----------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -106,11 +104,12 @@ def _failing_together(watch):
     # Where a process died, what fails here is a consequence: the watch knows, and ends
     # this process with what is to be said.
     time.sleep(GRACE)
-    code = 1
     if isinstance(error, SystemExit):
       code = error.code if isinstance(error.code, int) else 1
     else:
+      watch.leave_if_lost()
       traceback.print_exception(error)
+      code = 1
     watch.fail(_why(error), code)
     _exit(code)
 
@@ -132,8 +131,8 @@ def _leave(watch, loss):
     why = "is gone, without a word: killed, out of memory, or its machine is lost"
   else:
     # Maybe all make the same mistake, and each is about to say so.
-    time.sleep(2 * GRACE)
-    then, why = "", f"stopped: {loss.why}"
+    time.sleep(GRACE)
+    then, why = "", f"stopped: {loss.why.rstrip('.')}"
   _say(
     f"error: {loss.peer} {why}. So process {me.index} ({me.host}) stops too, with exit"
     f" code {code}{then}."
@@ -156,7 +155,7 @@ def _exit(code) -> NoReturn:
   os._exit(code)
 
 
-# --- What one does for all -------------------------------------------------------------
+# --- What one does for all ------------------------------------------------------------
 
 
 def made_once(path: pathlib.Path, make: Callable[[], None]) -> None:

@@ -8,8 +8,8 @@ finds a machine that is lost. Process 0 passes on what it learns.
 JAX's own service says only that "another task died", 100 s later, and a process that
 does not come at the start is a time-out without a name.
 
-What is sent: lines of JSON. Process i to 0: {"hello"}, then {"done"} or {"failed"}. 0 to
-i: {"go"} or {"refused"}, then {"lost"} or {"end"}.
+What is sent: lines of JSON. Process i to 0: {"hello"}, then {"done"} or {"failed"}; 0
+to i: {"go"} or {"refused"}, then {"lost"} or {"end"}.
 """
 
 from collections.abc import Callable
@@ -232,9 +232,7 @@ def _missing(place, peers, limit):
 def _join(place, me, end, limit):
   """(peers, lines) of a process that is not the first: it knows process 0 alone."""
   line = _reach(place, end, limit)
-  line.send(
-    hello=GREETING, index=me.index, count=place.count, host=me.host, pid=me.pid
-  )
+  line.send(hello=GREETING, index=me.index, count=place.count, host=me.host, pid=me.pid)
   # Process 0 keeps the time, and may have begun a little later.
   line.sock.settimeout(limit + 30)
   try:
@@ -262,9 +260,9 @@ def _reach(place, end, limit):
       if time.monotonic() > end:
         raise StartError(
           f"process 0 of {place.count} did not come: after {limit:g} s nobody answers"
-          f" at {place.coordinator} ({error.strerror or error}). Look at its log; or the"
-          " address is wrong, or a firewall is between. VLP_JAX_START_TIMEOUT=… waits"
-          " longer."
+          f" at {place.coordinator} ({error.strerror or error}). Look at its log; or"
+          " the address is wrong, or a firewall is between. VLP_JAX_START_TIMEOUT=…"
+          " waits longer."
         ) from error
       time.sleep(RETRY)
 
@@ -285,13 +283,26 @@ class Watch:
     self._done = set()
     self._ended = threading.Event()
     self._all_done = threading.Event()
+    self._lost = threading.Event()
+    self._failing = False
 
   def start(self, on_loss: Callable[[Loss], None]) -> None:
     """Calls `on_loss` once, in a thread of its own, when a process is gone."""
     follow = self._serve if self.me.index == 0 else self._listen
+
+    def lose(loss):
+      if not self._failing:  # otherwise they leave because this process does
+        self._lost.set()
+        on_loss(loss)
+
     threading.Thread(
-      target=follow, args=(on_loss,), name="vlp_jax watch", daemon=True
+      target=follow, args=(lose,), name="vlp_jax watch", daemon=True
     ).start()
+
+  def leave_if_lost(self) -> None:
+    """Leaves it to `on_loss`, where it runs, to end this process."""
+    if self._lost.is_set():
+      threading.Event().wait()
 
   def end(self) -> None:
     """Waits until all processes have come to their end.
@@ -315,12 +326,13 @@ class Watch:
 
   def fail(self, why: str, code: int) -> None:
     """Tells the others that this process stops, why, and with which exit code."""
+    self._failing = True
     if self.me.index:
       self._lines[0].send(failed=why[:2_000], code=code)
     else:
       self.pass_on(Loss(self.me, why[:2_000], code))
 
-  def pass_on(self, loss: Loss, *, wait: float = 2.0) -> None:
+  def pass_on(self, loss: Loss, *, wait: float = 10.0) -> None:
     """Of process 0: tells all others who is gone, and lets them leave before it does.
 
     JAX ends who loses process 0 without a clear word.

@@ -199,7 +199,7 @@ def local_rows(batch_size: int, mesh: jax.sharding.Mesh) -> np.ndarray:
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, Any]:
-  """This process's rows, of `local_rows`, -> global arrays, split over data and fsdp."""
+  """The process's `local_rows` of a batch -> global arrays, over data and fsdp."""
   split = batch_sharding(mesh)
   parts = split.addressable_devices_indices_map((batch_parts(mesh),))
   here = sorted({at[0].indices(batch_parts(mesh))[0] for at in parts.values()})
