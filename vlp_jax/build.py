@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
+import functools
 import inspect
 import itertools
 import pathlib
+import tempfile
 import types
 from typing import Any
 
+from etils import epath
 import jax
 import numpy as np
 import optax
@@ -20,7 +23,10 @@ from vlp_jax.data import pp
 from vlp_jax.data.tokenizers import sentencepiece
 from vlp_jax.models import vlm
 from vlp_jax.training import accumulate
+from vlp_jax.training import distributed
+from vlp_jax.training import guard as guard_lib
 from vlp_jax.training import optim as optim_lib
+from vlp_jax.training import preemption as preemption_lib
 from vlp_jax.training import sharding as sharding_lib
 from vlp_jax.training import step as step_lib
 from vlp_jax.training import stepping as stepping_lib
@@ -93,7 +99,7 @@ def source(spec: Mapping[str, Any], where: str = "data.source") -> Any:
   return component("data.sources", spec, where)
 
 
-def tokenizer(spec: Mapping[str, Any], source: Any, workdir: pathlib.Path) -> Any:
+def tokenizer(spec: Mapping[str, Any], source: Any, workdir: epath.Path) -> Any:
   """The tokenizer that the config names; its vocabulary comes before any model.
 
   With `train=dict(vocab_size=…, model_type=…)` it is a SentencePiece model made of the
@@ -107,11 +113,28 @@ def tokenizer(spec: Mapping[str, Any], source: Any, workdir: pathlib.Path) -> An
         "config: tokenizer.train makes a vocabulary of the captions: say type="
         '"sentencepiece" and no path with it.'
       )
-    spec["path"] = str(workdir / "tokenizer.model")
-    if not pathlib.Path(spec["path"]).exists():
-      captions = source.captions(np.arange(len(source)))
-      sentencepiece.train(captions, spec["path"], **recipe)
+    spec["path"] = str(_trained_tokenizer(source, workdir, recipe))
   return component("data.tokenizers", spec, "tokenizer")
+
+
+def _trained_tokenizer(source, workdir, recipe):
+  """The file of it on a disk; made, where the workdir has none."""
+  kept = workdir / "tokenizer.model"
+  remote = "://" in str(kept)
+  scratch = tempfile.mkdtemp(prefix="vlp_jax") if remote else workdir
+  path = pathlib.Path(scratch, kept.name)
+
+  def make():
+    if remote and kept.exists():
+      path.write_bytes(kept.read_bytes())
+      return
+    captions = source.captions(np.arange(len(source)))
+    sentencepiece.train(captions, path, **recipe)
+    if remote:
+      kept.write_bytes(path.read_bytes())
+
+  distributed.made_once(path, make)
+  return path
 
 
 def model(spec: Mapping[str, Any], *, vocab: Any, length: int) -> vlm.VLM:
@@ -203,11 +226,12 @@ class Job:
     pretrainer: model and objectives.
     mesh, sharding: where arrays live.
     tx, schedule: the optimiser and its learning rate.
+    guard, preemption: what is done about bad steps, and about notices to stop.
     batch: ShapeDtypeStructs of a global batch.
   """
 
   config: config_lib.Run
-  workdir: pathlib.Path
+  workdir: epath.Path
   source: Any
   tokenizer: Any
   time: Clock
@@ -216,6 +240,8 @@ class Job:
   sharding: sharding_lib.Sharding
   tx: optax.GradientTransformation
   schedule: Callable
+  guard: guard_lib.Guard
+  preemption: preemption_lib.Preemption
   batch: dict[str, jax.ShapeDtypeStruct]
 
   @property
@@ -255,31 +281,43 @@ def stepping(job: Job) -> stepping_lib.Whole | stepping_lib.Streamed:
     seed=job.config.seed, ema_decay=job.config.ema_decay, schedule=job.schedule
   )
   where = (job.abstract_state(), job.batch, job.mesh)
+  judged = functools.partial(guard_lib.guarded, guard=job.guard, schedule=job.schedule)
   if job.config.accumulate == 1:
-    return stepping_lib.Whole(step_lib.make_train_step(*given, **how), *where)
+    return stepping_lib.Whole(judged(step_lib.make_train_step(*given, **how)), *where)
   reads = pretrainer_lib.ACROSS
   stages = accumulate.make_stages(*given, layout=job.layout, reads=reads, **how)
   if job.config.accumulate_stream:
-    return stepping_lib.Streamed(stages, *where)
-  return stepping_lib.Whole(accumulate.make_train_step(stages), *where)
+    return stepping_lib.Streamed(stages.judged(judged), *where)
+  return stepping_lib.Whole(judged(accumulate.make_train_step(stages)), *where)
 
 
-def pieces(job: Job) -> dict[str, int]:
-  """How the batches of the run come from its data: arguments of `train_batches`.
+def rows(job: Job) -> dict[str, Any]:
+  """The rows of a batch that this process reads, and in which pieces.
+
+  They are arguments of `pipeline.train_batches`.
 
   Raises:
-    ValueError: a microbatch would have rows of other processes.
+    ValueError: a microbatch would have rows of other processes, or a teacher's update
+      could not be taken back.
   """
-  layout, processes = job.layout, jax.process_count()
+  size, layout = job.config.batch_size, job.layout
+  mine = sharding_lib.local_rows(size, job.mesh)
   if not job.config.accumulate_stream:
-    return {}
-  if layout.parts % processes:
+    return dict(rows=mine)
+  if jax.process_count() > 1 and layout.parts != sharding_lib.batch_parts(job.mesh):
     raise ValueError(
-      "config: accumulate_stream=True: neighbours that have to stay together leave"
-      f" {layout.parts} runs of rows for {processes} processes: choose a smaller"
-      " objectives.itm.group, or lower accumulate."
+      "config: accumulate_stream=True: neighbours that have to stay together"
+      " (objectives.itm.group) lie on several devices, which several processes cannot"
+      " stream: choose a smaller group, or lower accumulate."
     )
-  return dict(pieces=layout.count, runs=layout.parts // processes)
+  if job.guard.decides and job.has_teacher:
+    raise ValueError(
+      "config: accumulate_stream=True moves the teacher (ema_decay) before the guard"
+      ' can judge a step: say guard.nonfinite="stop" and guard.spike=None, or'
+      " accumulate_stream=False."
+    )
+  runs = len(mine) * layout.parts // size
+  return dict(rows=mine, pieces=layout.count, runs=runs)
 
 
 def programs(job: Job) -> list[stepping_lib.Program]:
@@ -287,7 +325,7 @@ def programs(job: Job) -> list[stepping_lib.Program]:
   return stepping(job).programs
 
 
-def job(config: config_lib.Run, workdir: pathlib.Path) -> Job:
+def job(config: config_lib.Run, workdir: epath.Path) -> Job:
   """Checks a config as a whole, and builds what it names.
 
   Raises:
@@ -295,6 +333,8 @@ def job(config: config_lib.Run, workdir: pathlib.Path) -> Job:
       anything is compiled.
   """
   config_lib.check(config)
+  guard = guard_lib.Guard(**config.guard)
+  preemption = preemption_lib.Preemption(**config.preemption)
   sharding = sharding_lib.Sharding(**config.sharding)
   mesh = sharding_lib.make_mesh(sharding)
   sharding_lib.check_batch(config.batch_size, mesh)
@@ -324,9 +364,11 @@ def job(config: config_lib.Run, workdir: pathlib.Path) -> Job:
     sharding=sharding,
     tx=tx,
     schedule=schedule,
+    guard=guard,
+    preemption=preemption,
     batch=batch,
   )
-  pieces(made)  # checked now, before anything is compiled
+  rows(made)  # checked now, before anything is compiled
   return made
 
 

@@ -101,8 +101,7 @@ def train_batches(
   batch_size: int,
   seed: int,
   start: int = 0,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: np.ndarray | None = None,
   max_bad: float = 0.01,
   workers: int | None = None,
   block: int = 1,
@@ -116,10 +115,10 @@ def train_batches(
     source: see sources/__init__.py.
     pp: words of preprocessing; see `pp.py`.
     tokenizer: `encode(list of captions) -> (ids int32 [B, L], mask bool [B, L])`.
-    batch_size: of the whole run; a process yields its rows of each batch.
+    batch_size: of the whole run.
     seed: of order and augmentation, 0 or more.
     start: examples that the run has seen.
-    process_index, process_count: of `jax.distributed`.
+    rows: int [R], those of each batch that this process yields; None: all.
     max_bad: share of broken records beyond which iterating raises BadDataError.
     workers: batches that are prepared at once; None: by the number of cores.
     block: so many examples that lie side by side in the source stay together.
@@ -134,8 +133,7 @@ def train_batches(
     pp pads.
 
   Raises:
-    ValueError: pp is wrong, the source is empty, or the batch does not split over the
-      processes.
+    ValueError: pp is wrong, the source is empty, or rows are not of the batch.
   """
   op = pp_lib.parse(pp)
   if not len(source):
@@ -145,28 +143,26 @@ def train_batches(
       f"config: data.block={block} does not divide the {len(source)} examples of"
       " data.source."
     )
-  if batch_size < 1 or batch_size % process_count:
-    raise ValueError(
-      f"config: batch_size={batch_size} is not a multiple of {process_count} processes."
-    )
-  if not 0 <= process_index < process_count:
-    raise ValueError(f"process_index={process_index}: want 0 … {process_count - 1}.")
+  if batch_size < 1:
+    raise ValueError(f"config: batch_size={batch_size}: want 1 or more.")
+  rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
+  if not len(rows) or not (0 <= rows.min() <= rows.max() < batch_size):
+    raise ValueError(f"rows={rows.tolist()}: want some of 0 … {batch_size - 1}.")
   if seed < 0 or start < 0:
     raise ValueError(f"seed={seed}, start={start}: want 0 or more.")
-  rows = batch_size // process_count
-  if rows % (pieces * runs):
+  if len(rows) % (pieces * runs):
     raise ValueError(
-      f"config: batch_size={batch_size}: the {rows} rows of a process do not make"
+      f"config: batch_size={batch_size}: the {len(rows)} rows of a process do not make"
       f" {pieces} pieces of {runs} runs."
     )
-  first = start + process_index * rows
+  rows = rows.reshape(runs, pieces, -1).swapaxes(0, 1).reshape(pieces, -1)
   more = columns or columns_lib.Columns()
   loader = _Loader(source, op, tokenizer, seed, more)
   kinds = COLUMNS | {name: tf.as_dtype(x.dtype) for name, x in more.empty().items()}
-  loaded: dict[int, Any] = {}  # what is to be told of a batch, by its first position
+  loaded: dict[int, Any] = {}  # what is to be told of a piece, by its number
   more_wanted = tf.Variable(True, trainable=False)
 
-  def load(begin, positions, indices):
+  def load(number, positions, indices):
     try:
       batch, broken = loader.batch(positions, indices)
     except Exception as error:
@@ -174,18 +170,15 @@ def train_batches(
       batch = {key: np.zeros(0, t.as_numpy_dtype) for key, t in kinds.items()}
       broken = error
     extra = {key: value for key, value in batch.items() if key not in kinds}
-    loaded[int(begin)] = broken, extra
+    loaded[int(number)] = broken, extra
     return tuple(batch[key] for key in kinds)
 
-  run = rows // runs
-  within = np.arange(runs)[:, None] * run + np.arange(run // pieces)[None, :]
-
   def step(number):
-    begin = first + number // pieces * batch_size + number % pieces * (run // pieces)
-    positions = begin + tf.constant(within.reshape(-1), tf.int64)
+    begin = start + number // pieces * batch_size
+    positions = begin + tf.gather(tf.constant(rows, tf.int64), number % pieces)
     indices = shuffled(positions, len(source), seed, block=block)
     types = tuple(kinds.values())
-    return begin, tuple(tf.numpy_function(load, (begin, positions, indices), types))
+    return number, tuple(tf.numpy_function(load, (number, positions, indices), types))
 
   parallel = workers or max(1, min(8, _cores() // 2))
   options = tf.data.Options()
@@ -223,8 +216,8 @@ class TrainBatches:
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
-    begin, columns = next(self._iterator)
-    broken, extra = self._loaded.pop(int(begin))
+    number, columns = next(self._iterator)
+    broken, extra = self._loaded.pop(int(number))
     if isinstance(broken, Exception):
       raise broken
     batch = dict(zip(self._names, columns, strict=True)) | extra

@@ -152,7 +152,7 @@ class Streamed:
 
   def _whole(self, pieces):
     """This process's rows of a column, in the order of the batch."""
-    runs = self._layout.parts // jax.process_count()
+    runs = len(pieces[0]) * self._layout.parts // self._layout.rows
     cut = [x.reshape(runs, -1, *x.shape[1:]) for x in pieces]
     return np.stack(cut, axis=1).reshape(-1, *pieces[0].shape[1:])
 
