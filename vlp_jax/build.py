@@ -281,41 +281,43 @@ def stepping(job: Job) -> stepping_lib.Whole | stepping_lib.Streamed:
     seed=job.config.seed, ema_decay=job.config.ema_decay, schedule=job.schedule
   )
   where = (job.abstract_state(), job.batch, job.mesh)
-  guarded = functools.partial(guard_lib.guarded, guard=job.guard, schedule=job.schedule)
+  judged = functools.partial(guard_lib.guarded, guard=job.guard, schedule=job.schedule)
   if job.config.accumulate == 1:
-    step = step_lib.make_train_step(*given, **how)
-    return stepping_lib.Whole(guarded(step), *where)
+    return stepping_lib.Whole(judged(step_lib.make_train_step(*given, **how)), *where)
   reads = pretrainer_lib.ACROSS
   stages = accumulate.make_stages(*given, layout=job.layout, reads=reads, **how)
   if job.config.accumulate_stream:
-    return stepping_lib.Streamed(stages, *where)
-  return stepping_lib.Whole(guarded(accumulate.make_train_step(stages)), *where)
+    return stepping_lib.Streamed(stages.judged(judged), *where)
+  return stepping_lib.Whole(judged(accumulate.make_train_step(stages)), *where)
 
 
-def rows(job: Job) -> np.ndarray:
-  """Rows of each batch that this process reads: [R], or [M, R] of its microbatches.
+def rows(job: Job) -> dict[str, Any]:
+  """The rows of a batch that this process reads, and in which pieces.
+
+  They are arguments of `pipeline.train_batches`.
 
   Raises:
-    ValueError: a microbatch would have rows of other processes, or a step could not be
-      left out.
+    ValueError: a microbatch would have rows of other processes, or a teacher's update
+      could not be taken back.
   """
-  whole = sharding_lib.local_rows(job.config.batch_size, job.mesh)
+  size, layout = job.config.batch_size, job.layout
+  mine = sharding_lib.local_rows(size, job.mesh)
   if not job.config.accumulate_stream:
-    return whole
-  if job.guard.decides:
+    return dict(rows=mine)
+  if jax.process_count() > 1 and layout.parts != sharding_lib.batch_parts(job.mesh):
     raise ValueError(
-      "config: accumulate_stream=True: the state before a step is not kept, so"
-      ' config.guard can only "stop": leave guard.nonfinite and guard.spike out, or set'
+      "config: accumulate_stream=True: neighbours that have to stay together"
+      " (objectives.itm.group) lie on several devices, which several processes cannot"
+      " stream: choose a smaller group, or lower accumulate."
+    )
+  if job.guard.decides and job.has_teacher:
+    raise ValueError(
+      "config: accumulate_stream=True moves the teacher (ema_decay) before the guard"
+      ' can judge a step: say guard.nonfinite="stop" and guard.spike=None, or'
       " accumulate_stream=False."
     )
-  pieces = stepping_lib.local_pieces(job.layout, job.mesh)
-  if not np.array_equal(np.sort(pieces, axis=None), whole):
-    raise ValueError(
-      "config: accumulate_stream=True: neighbours that have to stay together leave"
-      f" {job.layout.parts} runs of rows for {jax.process_count()} processes: choose a"
-      " smaller objectives.itm.group, or lower accumulate."
-    )
-  return pieces
+  runs = len(mine) * layout.parts // size
+  return dict(rows=mine, pieces=layout.count, runs=runs)
 
 
 def programs(job: Job) -> list[stepping_lib.Program]:

@@ -69,13 +69,13 @@ def _train(job, stop, *, first, start_time):
     state, meta, position = None, {}, 0
 
   # --- Data and step -------------------------------------------------------------
-  train_step = build.stepping(job)
-  batches, ahead = _data(job, position, train_step)
+  batches, fitting = _data(job, position)
   if state is None:
     state = _fresh(job, abstract)
   begun = done = int(state.step)
   _tell(first, _summary(job, state))
-  waiting = timing.Waiting(ahead)
+  train_step = build.stepping(job)
+  waiting = timing.Waiting(train_step.feed(fitting))
 
   # --- The loop ------------------------------------------------------------------
   total = job.time.total
@@ -135,9 +135,9 @@ def _train(job, stop, *, first, start_time):
           done = int(state.step)
           _tell(first, f"goes back to step {done}, and on after the data of step {bad}")
           batches.close()
-          batches, ahead = _data(job, position, train_step)
+          batches, fitting = _data(job, position)
           until_the_end.enter_context(contextlib.closing(batches))
-          waiting.go_on_with(ahead)
+          waiting.go_on_with(train_step.feed(fitting))
           watch.goes_on_from(state.guard)
           writer.cut(done)
           progress.count_from(done)
@@ -277,8 +277,8 @@ def _profiler(job, until_the_end):
   return profiler
 
 
-def _data(job, position, train_step):
-  """(batches from a position of the run on, the same as the step takes them)."""
+def _data(job, position):
+  """(batches from a position of the run on, the same after a look at the first)."""
   config = job.config
   batches = pipeline.train_batches(
     job.source,
@@ -287,7 +287,7 @@ def _data(job, position, train_step):
     batch_size=config.batch_size,
     seed=config.seed,
     start=position,
-    rows=build.rows(job),
+    **build.rows(job),
     max_bad=config.data.max_bad,
     workers=config.data.workers,
     block=config.data.block,
@@ -295,7 +295,7 @@ def _data(job, position, train_step):
       job.pretrainer.objectives, res=job.pretrainer.model.image.res
     ),
   )
-  return batches, train_step.feed(build.check_batches(job, batches))
+  return batches, build.check_batches(job, batches)
 
 
 def _owed(meta, evaluators, writer, step):

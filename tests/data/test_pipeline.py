@@ -83,11 +83,14 @@ def test_each_word_does_the_same_alone_and_in_the_pipeline():
 # --- Pieces ---------------------------------------------------------------------------
 
 
-def test_a_batch_in_pieces_is_the_batch():
+@pytest.mark.parametrize("rows", [np.arange(16), np.arange(8, 16)])
+def test_a_batch_in_pieces_is_the_batch(rows):
+  # Runs of four rows, of which each of two pieces has two.
   source = pictures.source(50)
-  rows = np.array([[0, 1, 4, 5], [2, 3, 6, 7], [9, 8, 11, 10]])
-  whole = batches(source, 2, batch_size=16, start=16)
-  pieces = batches(source, 6, batch_size=16, start=16, rows=rows)
+  where = dict(rows=rows, start=16)
+  runs = len(rows) // 4
+  whole = batches(source, 2, batch_size=16, **where)
+  pieces = batches(source, 4, batch_size=16, pieces=2, runs=runs, **where)
   for i, batch in enumerate(whole):
     for piece, which in zip(pieces[3 * i :], rows, strict=False):
       for key, value in batch.items():

@@ -147,10 +147,16 @@ def train_batches(
   pieces = tf.constant(np.atleast_2d(rows), tf.int64)
   if seed < 0 or start < 0:
     raise ValueError(f"seed={seed}, start={start}: want 0 or more.")
+  if len(rows) % (pieces * runs):
+    raise ValueError(
+      f"config: batch_size={batch_size}: the {len(rows)} rows of a process do not make"
+      f" {pieces} pieces of {runs} runs."
+    )
+  rows = rows.reshape(runs, pieces, -1).swapaxes(0, 1).reshape(pieces, -1)
   more = columns or columns_lib.Columns()
   loader = _Loader(source, op, tokenizer, seed, more)
   kinds = COLUMNS | {name: tf.as_dtype(x.dtype) for name, x in more.empty().items()}
-  loaded: dict[int, Any] = {}  # what is to be told of a batch, by its number
+  loaded: dict[int, Any] = {}  # what is to be told of a piece, by its number
   more_wanted = tf.Variable(True, trainable=False)
 
   def load(number, positions, indices):
@@ -165,8 +171,8 @@ def train_batches(
     return tuple(batch[key] for key in kinds)
 
   def step(number):
-    begin = start + number // pieces.shape[0] * batch_size
-    positions = begin + pieces[number % pieces.shape[0]]
+    begin = start + number // pieces * batch_size
+    positions = begin + tf.gather(tf.constant(rows, tf.int64), number % pieces)
     indices = shuffled(positions, len(source), seed, block=block)
     types = tuple(kinds.values())
     return number, tuple(tf.numpy_function(load, (number, positions, indices), types))

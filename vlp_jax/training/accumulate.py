@@ -145,6 +145,11 @@ class Stages:
       lambda x: jax.ShapeDtypeStruct(whole + x.shape[1:], x.dtype), small
     )
 
+  def judged(self, judge: Callable) -> "Stages":
+    """The same, whose `apply` is judged as a step is: `judge(step) -> step`."""
+    step = judge(lambda state, given: self.apply(state, *given))
+    return dataclasses.replace(self, apply=lambda state, *given: step(state, given))
+
   def told(self, state: Any, microbatch: Any, across: Any) -> Any:
     """Shapes of the metrics that `backward` gives."""
     return jax.eval_shape(self.backward, state, microbatch, 0, across, state.params)[1]
