@@ -92,9 +92,17 @@ def test_a_batch_in_pieces_is_the_batch(rows):
   whole = batches(source, 2, batch_size=16, **where)
   pieces = batches(source, 4, batch_size=16, pieces=2, runs=runs, **where)
   for i, batch in enumerate(whole):
-    for piece, which in zip(pieces[3 * i :], rows, strict=False):
-      for key, value in batch.items():
-        np.testing.assert_array_equal(piece[key], value[which])
+    for key, value in batch.items():
+      parts = [p[key].reshape(runs, 2, *value.shape[1:]) for p in pieces[2 * i :][:2]]
+      together = np.stack(parts, axis=1).reshape(value.shape)
+      np.testing.assert_array_equal(together, value)
+
+
+def test_pieces_that_the_rows_do_not_make():
+  with pytest.raises(
+    ValueError, match="batch_size=16: the 16 rows of a process do not"
+  ):
+    batches(pictures.source(5), 1, batch_size=16, pieces=3, runs=4)
 
 
 # --- Order ----------------------------------------------------------------------------

@@ -106,6 +106,8 @@ def train_batches(
   workers: int | None = None,
   block: int = 1,
   columns: columns_lib.Columns | None = None,
+  pieces: int = 1,
+  runs: int = 1,
 ) -> "TrainBatches":
   """Endless batches from position `start` of the run on.
 
@@ -116,12 +118,14 @@ def train_batches(
     batch_size: of the whole run.
     seed: of order and augmentation, 0 or more.
     start: examples that the run has seen.
-    rows: int [R], those of each batch that this process yields; None: all. [M, R]: a
-      batch comes in so many pieces, one after the other.
+    rows: int [R], those of each batch that this process yields; None: all.
     max_bad: share of broken records beyond which iterating raises BadDataError.
     workers: batches that are prepared at once; None: by the number of cores.
     block: so many examples that lie side by side in the source stay together.
     columns: what a batch has beside these; None: nothing.
+    pieces, runs: a batch comes in so many pieces, one after the other. The process's
+      rows are `runs` runs of neighbours, of each of which a piece has an equal part, as
+      `training/accumulate.py` cuts a batch.
 
   Returns:
     Iterator of {"image": uint8 [B, R, R, 3], "text": int32 [B, L], "text_mask": bool
@@ -142,9 +146,8 @@ def train_batches(
   if batch_size < 1:
     raise ValueError(f"config: batch_size={batch_size}: want 1 or more.")
   rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
-  if not rows.size or not (0 <= rows.min() <= rows.max() < batch_size):
+  if not len(rows) or not (0 <= rows.min() <= rows.max() < batch_size):
     raise ValueError(f"rows={rows.tolist()}: want some of 0 … {batch_size - 1}.")
-  pieces = tf.constant(np.atleast_2d(rows), tf.int64)
   if seed < 0 or start < 0:
     raise ValueError(f"seed={seed}, start={start}: want 0 or more.")
   if len(rows) % (pieces * runs):

@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
 import numpy as np
 
 from vlp_jax.training import accumulate
@@ -72,7 +74,7 @@ class Streamed:
     """Args: as of `Whole`."""
     layout = stages.layout
     self._stages, self._layout, self._mesh = stages, layout, mesh
-    split, whole = sharding_lib.batch_sharding(mesh), sharding_lib.replicated(mesh)
+    split, whole = _split(mesh), sharding_lib.replicated(mesh)
     places = jax.tree.map(lambda x: x.sharding, state)
     rows = {k: _resized(v, layout.rows) for k, v in batch.items()}
     rows = _placed(rows, mesh)
@@ -110,7 +112,6 @@ class Streamed:
       lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (embedded, told)),
       out_shardings=(embedded_places, told_places),
     )
-    self._order = np.argsort(local_pieces(layout, mesh), axis=None)
     self._teaches = state.ema is not None
     count = layout.count
     begin = [Program("begin", self._begin, (state,))] if self._teaches else []
@@ -156,13 +157,8 @@ class Streamed:
     return np.stack(cut, axis=1).reshape(-1, *pieces[0].shape[1:])
 
 
-def local_pieces(layout: accumulate.Layout, mesh: jax.sharding.Mesh) -> np.ndarray:
-  """int64 [M, R]: the rows of a batch that this process has of each microbatch."""
-  here = sharding_lib.local_rows(layout.rows, mesh)
-  batch = np.arange(layout.batch_size)
-  return np.stack(
-    [np.asarray(layout.take(batch, m))[here] for m in range(layout.count)]
-  )
+def _split(mesh):
+  return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def _resized(x, rows):
@@ -171,7 +167,7 @@ def _resized(x, rows):
 
 def _placed(shapes, mesh):
   """Shapes of arrays that lie as a batch does."""
-  return _at(shapes, jax.tree.map(lambda _: sharding_lib.batch_sharding(mesh), shapes))
+  return _at(shapes, jax.tree.map(lambda _: _split(mesh), shapes))
 
 
 def _at(shapes, places):
