@@ -143,7 +143,7 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
 
       for name in due:
         with progress.paused():
-          results[name] = evaluators[name](state.params)
+          results[name] = evaluators[name](state.variables())
         writer.write(done, {f"{name}/{k}": v for k, v in results[name].items()})
       if saves:
         with progress.paused():
@@ -167,7 +167,7 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
     return 128 + signal.Signals[stop.asked]
   if begun == total:
     with sharding.use(job.mesh, job.sharding):
-      results = {name: each(state.params) for name, each in evaluators.items()}
+      results = {name: each(state.variables()) for name, each in evaluators.items()}
   if first:
     _report(job, state, evaluators, results, seconds=time.time() - start_time)
   return 0
@@ -195,7 +195,7 @@ def evaluate(
       raise ValueError("--best: no checkpoint has the metric config.checkpoint.best.")
   state, _ = checkpoints.restore(job.abstract_state(), step)
   with sharding.use(job.mesh, job.sharding):
-    results = {name: each(state.params) for name, each in evaluators.items()}
+    results = {name: each(state.variables()) for name, each in evaluators.items()}
     if first:
       _report(job, state, evaluators, results, seconds=time.time() - start_time)
   return results
@@ -226,11 +226,12 @@ def _checkpoints(job):
 
 def _fresh(job, abstract):
   """A new state; with `config.init`, on top of the weights of another model."""
-  loaded = None
+  loaded = kept = None
   if job.config.init is not None:
     # First, with shapes alone: a file that does not fit is told before any compiling.
     model = job.pretrainer.model
     loaded = initial.load(job.config.init, abstract.params, model=model)
+    kept = initial.load_memory(job.config.init, abstract.memory)
   state = step_lib.init_state(
     job.pretrainer,
     job.tx,
@@ -242,15 +243,17 @@ def _fresh(job, abstract):
   )
   if loaded is None:
     return state
-  params = jax.tree.map(
-    lambda new, own: own if isinstance(new, jax.ShapeDtypeStruct) else new,
-    loaded,
-    state.params,
-  )
-  places = jax.tree.map(lambda x: x.sharding, abstract.params)
-  params = jax.device_put(params, places)
-  teacher = jax.device_put(params, places) if job.has_teacher else None
-  return state.replace(params=params, ema=teacher)
+
+  def put(new, own, shapes):
+    filled = jax.tree.map(
+      lambda new, own: own if isinstance(new, jax.ShapeDtypeStruct) else new, new, own
+    )
+    return jax.device_put(filled, jax.tree.map(lambda x: x.sharding, shapes))
+
+  params = put(loaded, state.params, abstract.params)
+  teacher = put(loaded, state.ema, abstract.ema) if job.has_teacher else None
+  memory = put(kept, state.memory, abstract.memory)
+  return state.replace(params=params, ema=teacher, memory=memory)
 
 
 def _profiler(job):

@@ -23,7 +23,8 @@ class TrainState:
   """All that a checkpoint holds; nothing in it is random.
 
   step int32 []; params; opt_state; ema: like params, or None without a teacher;
-  memory: the state of objectives that is no parameter (queues).
+  memory: the state that is no parameter: queues of objectives, running statistics of
+    the model's batch norm.
   """
 
   step: jax.Array
@@ -31,6 +32,14 @@ class TrainState:
   opt_state: Any
   ema: Any
   memory: Any
+
+  def variables(self) -> dict[str, Any]:
+    """What inference reads: parameters, and what the model's own layers keep.
+
+    The memory of objectives (queues) is of training alone.
+    """
+    kept = self.memory.get("model")
+    return {"params": self.params} | ({"memory": {"model": kept}} if kept else {})
 
 
 def keys(seed: int, step: jax.Array) -> dict[str, jax.Array]:
