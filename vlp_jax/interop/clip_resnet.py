@@ -221,6 +221,7 @@ def _bottleneck(theirs, ours, before, narrow, wide, layers=None):
 def _unit(conv, norm, ours, size, layers=None):
   """A convolution, and its batch norm with what it keeps."""
   into, out, side = size.split()
+  into = f"{into}'" if into == out else into
   params, kept, same = f"params/{ours}", f"memory/{ours}/norm", f"{out} -> {out}"
   count = ("int64", "int32")
   return [

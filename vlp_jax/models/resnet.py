@@ -117,7 +117,7 @@ class Unit(nn.Module):
   channels: int
   size: int = 1
   stride: int = 1
-  init: float = 1.0
+  first_scale: float = 1.0
   momentum: float = 0.1
   eps: float = 1e-5
   dtype: str = "float32"
@@ -125,7 +125,9 @@ class Unit(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     x = conv.Conv(self.channels, self.size, self.stride, self.dtype, name="conv")(x)
-    norm = conv.BatchNorm(self.momentum, self.eps, self.init, self.dtype, name="norm")
+    norm = conv.BatchNorm(
+      self.momentum, self.eps, self.first_scale, self.dtype, name="norm"
+    )
     return norm(x, train=train)
 
 
@@ -147,7 +149,7 @@ class Bottleneck(nn.Module):
     y = nn.relu(Unit(self.channels, 3, name="look", **norm)(y, train=train))
     y = conv.mean_pool(y, self.stride)
     # Drawn as the identity (official: "bn3.weight" is zero at first).
-    y = Unit(wide, init=0.0, name="widen", **norm)(y, train=train)
+    y = Unit(wide, first_scale=0.0, name="widen", **norm)(y, train=train)
     if self.widens:
       x = conv.mean_pool(x, self.stride)
       x = Unit(wide, name="skip", **norm)(x, train=train)

@@ -53,19 +53,20 @@ class BatchNorm(nn.Module):
 
   Attributes:
     momentum: share of the new batch in the running averages.
-    init: of the scale: 0 makes a residual block begin as the identity.
+    first_scale: what the scale begins with; 0 makes a residual block begin as the
+      identity.
   """
 
   momentum: float = 0.1
   eps: float = 1e-5
-  init: float = 1.0
+  first_scale: float = 1.0
   dtype: str = "float32"
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     shape = (x.shape[-1],)
     constant = lambda value: axes.boxed(nn.initializers.constant(value), "embed")
-    scale = self.param("scale", constant(self.init), shape)
+    scale = self.param("scale", constant(self.first_scale), shape)
     bias = self.param("bias", constant(0.0), shape)
     running_mean = self.variable(MEMORY, "mean", jnp.zeros, shape, jnp.float32)
     running_var = self.variable(MEMORY, "variance", jnp.ones, shape, jnp.float32)
