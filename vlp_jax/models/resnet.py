@@ -16,7 +16,7 @@ from vlp_jax.models import tokens as tokens_lib
 from vlp_jax.nn import attention as attention_lib
 from vlp_jax.nn import axes
 from vlp_jax.nn import block
-from vlp_jax.nn import conv
+from vlp_jax.nn import conv_norm
 from vlp_jax.ops import posembed
 
 EXPANSION = 4  # of the channels within a block, at its end
@@ -30,7 +30,7 @@ class Encoder(nn.Module):
   takes of an image. The tokens are what each place of the map finds as the query, which
   costs nothing where nobody reads them; so a fusion can be put on a residual network.
 
-  Batch norm keeps running statistics in the collection "memory" (`nn/conv.py`).
+  Batch norm keeps running statistics in the collection "memory" (`nn/conv_norm.py`).
 
   Attributes:
     width: D, that attention's output; CLIP's embed_dim, as the last layer of the
@@ -92,7 +92,7 @@ class Encoder(nn.Module):
     x = image
     for unit in self.stem:
       x = nn.relu(unit(x, train=train))
-    x = conv.mean_pool(x, 2)
+    x = conv_norm.mean_pool(x, 2)
     for stage in self.stage:
       x = stage(x, train)
     grid = x.shape[1]
@@ -124,8 +124,10 @@ class Unit(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    x = conv.Conv(self.channels, self.size, self.stride, self.dtype, name="conv")(x)
-    norm = conv.BatchNorm(
+    x = conv_norm.Conv(self.channels, self.size, self.stride, self.dtype, name="conv")(
+      x
+    )
+    norm = conv_norm.BatchNorm(
       self.momentum, self.eps, self.first_scale, self.dtype, name="norm"
     )
     return norm(x, train=train)
@@ -147,11 +149,11 @@ class Bottleneck(nn.Module):
     wide = self.channels * EXPANSION
     y = nn.relu(Unit(self.channels, name="narrow", **norm)(x, train=train))
     y = nn.relu(Unit(self.channels, 3, name="look", **norm)(y, train=train))
-    y = conv.mean_pool(y, self.stride)
+    y = conv_norm.mean_pool(y, self.stride)
     # Drawn as the identity (official: "bn3.weight" is zero at first).
     y = Unit(wide, first_scale=0.0, name="widen", **norm)(y, train=train)
     if self.widens:
-      x = conv.mean_pool(x, self.stride)
+      x = conv_norm.mean_pool(x, self.stride)
       x = Unit(wide, name="skip", **norm)(x, train=train)
     return nn.relu(x + y), None
 
@@ -184,7 +186,7 @@ class Stage(nn.Module):
       return x
     scanned = nn.scan(
       layer(scanned=True),
-      variable_axes={"params": 0, conv.MEMORY: 0},
+      variable_axes={"params": 0, conv_norm.MEMORY: 0},
       split_rngs={"params": True},
       in_axes=nn.broadcast,
       length=self.count - 1,

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlp_jax.nn import conv
+from vlp_jax.nn import conv_norm
 from vlp_jax.training import sharding as sharding_lib
 
 
@@ -17,7 +17,7 @@ def images(shape=(8, 3, 3, 4), seed=0):
 
 @pytest.mark.parametrize("size, stride", [(1, 1), (3, 1), (3, 2)])
 def test_a_convolution_is_a_sum_over_windows(size, stride):
-  module, x = conv.Conv(5, size, stride), images((2, 6, 6, 3))
+  module, x = conv_norm.Conv(5, size, stride), images((2, 6, 6, 3))
   variables = nn.unbox(module.init(jax.random.key(0), x))
   kernel, got = variables["params"]["kernel"], module.apply(variables, x)
   around = size // 2
@@ -38,7 +38,7 @@ def train(module, variables, x):
 
 
 def test_batch_norm_normalises_by_the_batch_and_remembers():
-  module, x = conv.BatchNorm(momentum=0.1), images()
+  module, x = conv_norm.BatchNorm(momentum=0.1), images()
   variables = nn.unbox(module.init(jax.random.key(0), x, train=False))
   variables["params"] = dict(scale=jnp.arange(4.0), bias=jnp.arange(4.0) - 1)
   y, memory = jax.jit(train, static_argnums=0)(module, variables, x)
@@ -61,7 +61,7 @@ def test_batch_norm_normalises_by_the_batch_and_remembers():
 
 
 def test_statistics_are_of_the_global_batch_on_any_mesh():
-  module, x = conv.BatchNorm(), images((16, 2, 2, 4))
+  module, x = conv_norm.BatchNorm(), images((16, 2, 2, 4))
   # Rows that differ much: the statistics of a part would be others.
   x += np.arange(16, dtype=np.float32)[:, None, None, None]
   variables = nn.unbox(module.init(jax.random.key(0), x, train=False))
@@ -81,7 +81,7 @@ def test_statistics_are_of_the_global_batch_on_any_mesh():
 
 
 def test_what_is_remembered_has_no_gradient():
-  module, x = conv.BatchNorm(), images()
+  module, x = conv_norm.BatchNorm(), images()
   variables = nn.unbox(module.init(jax.random.key(0), x, train=False))
 
   def kept(x):
@@ -93,8 +93,8 @@ def test_what_is_remembered_has_no_gradient():
 
 def test_means_of_squares():
   x = images((2, 4, 6, 3))
-  got = conv.mean_pool(jnp.asarray(x), 2)
+  got = conv_norm.mean_pool(jnp.asarray(x), 2)
   np.testing.assert_allclose(got[1, 1, 2], x[1, 2:4, 4:6].mean(axis=(0, 1)), rtol=1e-5)
-  assert conv.mean_pool(x, 1) is x
+  assert conv_norm.mean_pool(x, 1) is x
   with pytest.raises(ValueError, match="4x6 is not made of 4-pixel squares"):
-    conv.mean_pool(x, 4)
+    conv_norm.mean_pool(x, 4)
