@@ -44,12 +44,15 @@ def size(name, **fields):
   return dict(width=width, depth=depth, num_heads=heads, mlp_dim=mlp) | fields
 
 
-def on_scenes(config, res, task="pairs"):
-  """The config with rendered scenes as its data, and a vocabulary made of theirs."""
+def on_scenes(config, res, task="pairs", **fields):
+  """The config with rendered scenes as its data, and a vocabulary made of theirs.
+
+  fields: of data/sources/scenes.py.
+  """
   length = config.tokenizer.length
   recipe = dict(vocab_size=256, model_type="bpe")
   config.tokenizer = dict(type="sentencepiece", length=length, train=recipe)
-  config.data.source = dict(type="scenes", size=300, res=res, task=task)
+  config.data.source = dict(type="scenes", size=300, res=res, task=task, **fields)
   return config
 
 

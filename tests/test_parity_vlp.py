@@ -133,13 +133,18 @@ def batch_of(tag):
   )
 
 
+def rows_of(features, places):
+  """As `data/regions.py` puts them together: all regions are there."""
+  return jnp.concatenate([features, places, jnp.ones_like(places[..., :1])], axis=-1)
+
+
 def forward(self, batch):
   """(the loss, what the stream and the head make of the batch)."""
   net, head = self.model, self.objectives["mlm"]
   inputs = arrays("inputs")
   places = jnp.asarray(inputs["vis_pe_f16"], jnp.float32)
   features = jnp.asarray(inputs["vis_feats"])
-  image = net.image(features, places, hidden=~batch["kept"])
+  image = net.image(rows_of(features, places), hidden=~batch["kept"])
   text = net.encode_text(batch["ids"], batch["mask"])
   enc = pretrainer_lib.Encoded(image, text, text, None, None, jnp.int32(0))
   causal = batch["causal"]
@@ -230,7 +235,7 @@ def test_captions(name):
 
   def write(self, features, places, start):
     net, head = self.model, self.objectives["mlm"]
-    image = net.image(features, places)
+    image = net.image(rows_of(features, places))
     image = jax.tree.map(lambda x: jnp.repeat(x, options["beams"], axis=0), image)
     following = lambda ids, at: head.next_logits(net, image, ids, at)
     return beam.generate(following, start, **options)

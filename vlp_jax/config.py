@@ -90,7 +90,9 @@ class Run:
     batch_size: examples a step, over all devices.
     total: length of the run.
     tokenizer, model, objectives, evals: components; see `build`. An objective or an
-      evaluation that is set to None is left out.
+      evaluation that is set to None is left out. Beside its fields an objective has a
+      weight in the loss, and may have a share: of those with one, each step has one
+      alone, drawn by their shares from (seed, step).
     data, checkpoint, log, profile: see the classes; no profile: None.
     optim, sharding: fields of training/optim.py and training/sharding.py.
     ema_decay: of the teacher's parameters; None: no teacher.
@@ -368,6 +370,7 @@ class _Part:
 
 
 TOWERS = {"image": dict | None, "text": dict | None, "fusion": dict | None}
+OBJECTIVE = {"weight": float, "share": float}
 EVAL = {"every": schema.Duration, "data": dict | None, "batch_size": int}
 PARTS = (
   _Part("model", "", "vlp_jax.models.vlm:VLM", given=TOWERS, extra=TOWERS),
@@ -380,7 +383,7 @@ PARTS = (
     "models.fusion",
     given=("num_heads", "mlp_dim", "image_width", "text_width"),
   ),
-  _Part("objectives.*", "objectives", "*", ("vocab", "width"), {"weight": float}),
+  _Part("objectives.*", "objectives", "*", ("vocab", "width"), OBJECTIVE),
   _Part("evals.*", "evaluators", "*", extra=EVAL),
   _Part("evals.*.data.source", "data.sources"),
   _Part("optim", "", "vlp_jax.training.optim:Optim"),

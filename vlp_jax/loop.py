@@ -20,6 +20,7 @@ from vlp_jax.data import columns as columns_lib
 from vlp_jax.data import pipeline
 from vlp_jax.evaluators import retrieval
 from vlp_jax.interop import initial
+from vlp_jax.ops import reduce
 from vlp_jax.ops import tree
 from vlp_jax.training import checkpoint
 from vlp_jax.training import preemption
@@ -134,7 +135,7 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
       if done % log_every == 0 or saves:
         # The only place where the loop waits for the device. What is logged is the
         # step's own value: the same whether or not the run was interrupted before it.
-        values = {key: float(mean.value()) for key, mean in metrics.items()}
+        values = reduce.counted(metrics)
         _check_finite(values, done, checkpoints)
         if done % log_every == 0 or ended:
           rates = progress.rates(done)

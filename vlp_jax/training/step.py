@@ -12,10 +12,11 @@ import optax
 
 from vlp_jax.ops import reduce
 from vlp_jax.ops import tree
+from vlp_jax.training import draw as draw_lib
 from vlp_jax.training import sharding as sharding_lib
 
 # The order is part of what a seed means: add at the end.
-STREAMS = ("dropout", "mask", "sample")
+STREAMS = ("dropout", "mask", "sample", "draw")
 
 
 @flax.struct.dataclass
@@ -142,19 +143,27 @@ def make_train_step(
     if ema_decay is not None:
       ema = tree.ema(ema, state.params, decay=ema_decay)
 
-    def loss_of(params):
+    rngs = keys(seed, state.step)
+    draw_key = rngs.pop("draw")
+
+    def loss_of(params, drawn):
       (loss, metrics), new = pretrainer.apply(
         {"params": params, "memory": state.memory},
         batch,
         step=state.step,
         teacher_params=ema,
         train=True,
-        rngs=keys(seed, state.step),
+        rngs=rngs,
+        **({} if drawn is None else {"drawn": drawn}),
         mutable=["memory"],
       )
       return loss.value(), (loss, metrics, new.get("memory", {}))
 
-    grads, (loss, metrics, memory) = jax.grad(loss_of, has_aux=True)(state.params)
+    def run(drawn):
+      return jax.grad(loss_of, has_aux=True)(state.params, drawn)
+
+    shares = pretrainer.shares
+    grads, (loss, metrics, memory) = draw_lib.one(run, shares, draw_key)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     one = functools.partial(reduce.Mean, weight=jnp.float32(1.0))
     metrics = {
