@@ -12,7 +12,8 @@ pretrain-alldata-base-8gpu.json, -large-16gpu.json. It starts from BERT. `:tiny`
 method in seconds on a CPU.
 
 Departures: a batch has a fixed number of pairs, officially of tokens (10,240 a GPU);
-negative images come from the batch, half of the pairs have one.
+negative images come from the batch, half of the pairs have one; BERT's types and
+pooler are drawn afresh.
 """
 
 from configs import parts
@@ -33,6 +34,12 @@ def get_config(arg=""):
     embed_dim=None,
   )
   c.model.fusion.update(dropout_attention=0.1, **drop)
+  if not tiny:
+    into = dict(text="model/text", fusion="model/fusion", mlm="objectives_mlm")
+    fresh = ("model/text/type/embedding", "model/fusion/pool/.*")
+    skip = (r"bert\.embeddings\.token_type_embeddings\.weight",)
+    path = f"bert-{'large' if large else 'base'}-cased"
+    c.init = dict(type="hf_bert", path=path, into=into, skip=skip, fresh=fresh)
   aligned = dict(align=0.1, align_special=True)
   c.objectives = dict(
     itm=dict(share=3.0, negatives="random", layout="half", **aligned),

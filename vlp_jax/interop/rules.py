@@ -331,7 +331,8 @@ def _load(rule, tensors, sizes, needed, faults):
     if rule.dtype is not None:
       x = x.astype(rule.dtype[1])
     layers.append(x if len(paths) > 1 else x[None])
-  if len(layers) < (1 if rule.layers is None else len(rule.layers)):
+  # None of them, too, where a tower has no layers.
+  if not layers or len(layers) < (1 if rule.layers is None else len(rule.layers)):
     return {}
   if rule.layers is None:
     return {path: np.asarray(x) for path, x in zip(paths, layers[0], strict=True)}

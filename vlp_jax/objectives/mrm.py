@@ -49,8 +49,13 @@ class Objective(nn.Module):
         "objectives: masked region modelling (mrm) wants regions: set"
         ' model.image.type="normed_regions", and data.pp="regions(…)".'
       )
+    real = model.image.split(batch["image"]).mask
+    hidden = mask_lib.hide_some(self.make_rng("mask"), real, self.rate)
+    return self.loss(model, enc, batch, hidden, train=train)
+
+  def loss(self, model, enc, batch, hidden, *, train):
+    """Mean of what the hidden regions, bool [B, N], cost, and its metrics."""
     rows = model.image.split(batch["image"])
-    hidden = mask_lib.hide_some(self.make_rng("mask"), rows.mask, self.rate)
     call = ask.Live(train)
     image = call(model, "encode_image", batch["image"], None, hidden)
     fused = model.fused_image(call(model, "fuse", image, enc.words))
