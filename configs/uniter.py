@@ -21,25 +21,23 @@ from configs import parts
 
 def get_config(arg=""):
   tiny, large = arg == "tiny", arg == "L"
-  c = parts.base(seed=42, batch_size=16 if tiny else 11_264 if large else 9_600)
+  c = parts.base(seed=42, batch_size=16 if tiny else 7_680 if large else 9_600)
   c.total = "8 steps" if tiny else "500000 steps" if large else "200000 steps"
-  drop = dict(dropout=0.1)
   stack = parts.size("tiny" if tiny else "L" if large else "B")
   depth = stack.pop("depth")
   regions = dict(regions=8, features=64, classes=49) if tiny else {}
   c.model = dict(
-    image=dict(type="normed_regions", width=stack["width"], **regions, **drop),
-    text=dict(stack, type="text", depth=0, length=512, types=1, **drop),
+    image=dict(type="normed_regions", width=stack["width"], dropout=0.1, **regions),
+    text=dict(stack, type="text", depth=0, length=512, types=1, dropout=0.1),
     fusion=dict(type="merged", depth=depth, types=0, norm="post", norm_eps=1e-12),
     embed_dim=None,
   )
-  c.model.fusion.update(dropout_attention=0.1, **drop)
+  c.model.fusion.update(dropout=0.1, dropout_attention=0.1)
   if not tiny:
-    into = dict(text="model/text", fusion="model/fusion", mlm="objectives_mlm")
     fresh = ("model/text/type/embedding", "model/fusion/pool/.*")
     skip = (r"bert\.embeddings\.token_type_embeddings\.weight",)
     path = f"bert-{'large' if large else 'base'}-cased"
-    c.init = dict(type="hf_bert", path=path, into=into, skip=skip, fresh=fresh)
+    c.init = dict(parts.DEIT_AND_BERT["text"], path=path, skip=skip, fresh=fresh)
   aligned = dict(align=0.1, align_special=True)
   c.objectives = dict(
     itm=dict(share=3.0, negatives="random", layout="half", **aligned),
