@@ -7,6 +7,7 @@ array's largest value, as for ALBEF: both sides are float32.
 
 import dataclasses
 import functools
+import io
 import json
 import pathlib
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from vlp_jax import pretrainer as pretrainer_lib
+from vlp_jax.data import pp
 from vlp_jax.data import regions as regions_data
 from vlp_jax.interop import formats
 from vlp_jax.interop import reader
@@ -219,6 +221,29 @@ def test_raw_boxes_become_places():
   # The first regions alone have their classes here; boxes are scaled by all of them.
   classes = np.concatenate([classes, np.tile(classes[:1], (REGIONS - len(want), 1))])
   close(regions_data.places(boxes, classes.astype(np.float32))[: len(want)], want)
+
+
+def test_a_file_of_regions_becomes_what_the_official_loader_makes():
+  """From the .npz of an image to rows of a batch, by the word of configs/vlp.py."""
+  inputs, want = arrays("inputs"), arrays("expected")["raw0/vis_pe"]
+  boxes, classes = inputs["raw0/bbox"], inputs["raw0/cls_prob_f16"]
+  classes = np.concatenate([classes, np.tile(classes[:1], (REGIONS - len(want), 1))])
+  looks = inputs["vis_feats"][0]
+  file = io.BytesIO()
+  np.savez(
+    file,
+    features=looks,
+    boxes=boxes[:, :4],
+    size=np.array([640, 480]),
+    soft_labels=classes,
+    conf=boxes[:, 5],
+  )
+  op = pp.parse(f"regions(100, 'vlp', features={looks.shape[1]}, fewest=100)")
+  rows = op({"image": file.getvalue(), "caption": "x"}, None)["image"]
+  found = regions.split(rows[None], looks.shape[1], SIZE["vis_pe_dim"], 0)
+  np.testing.assert_array_equal(found.features[0], looks)
+  close(found.places[0, : len(want)], want)
+  assert found.mask.all()
 
 
 WRITERS = {

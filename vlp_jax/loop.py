@@ -18,6 +18,7 @@ from vlp_jax import config as config_lib
 from vlp_jax import report
 from vlp_jax.data import columns as columns_lib
 from vlp_jax.data import pipeline
+from vlp_jax.data import pp
 from vlp_jax.evaluators import retrieval
 from vlp_jax.interop import initial
 from vlp_jax.ops import reduce
@@ -317,7 +318,8 @@ def _report(job, state, evaluators, results, *, seconds):
       source = build.source(data["source"], f"evals.{name}.data.source")
       found[name] = (evaluator.last, report.reader(source))
       # Maps are computed, which on several processes only all together can do.
-      if not maps and evaluator.rerank and jax.process_count() == 1:
+      whole = evaluator.rerank and not pp.leaves_regions(data["pp"])
+      if not maps and whole and jax.process_count() == 1:
         batch = next(
           iter(pipeline.eval_pairs(source, data["pp"], job.tokenizer, batch_size=8))
         )
