@@ -345,3 +345,16 @@ def test_images_of_no_regions_are_refused():
   )
   with pytest.raises(ValueError, match="wants regions"):
     tiny.init(plain, tiny.batch(2))
+
+
+def test_rows_of_another_width_are_told_before_compiling():
+  spec = build.batch_spec(2, (5, 29), LENGTH)
+  data = types.SimpleNamespace(pp="regions(10, features=12, classes=10)")
+  job = types.SimpleNamespace(batch=spec, config=types.SimpleNamespace(data=data))
+  given = {key: np.zeros(x.shape, x.dtype) for key, x in spec.items()}
+  assert next(build.check_batches(job, iter([given]))) is given
+  given["image"] = np.zeros((2, 5, 30), np.float32)
+  with pytest.raises(ValueError) as error:
+    build.check_batches(job, iter([given]))
+  for text in ("image is float32[5, 30]", "float32[5, 29]", "must be as model.image's"):
+    assert text in str(error.value)

@@ -84,7 +84,7 @@ class Evaluator:
   def __call__(self, variables: Any) -> dict[str, float]:
     """Percentages "accuracy", "accuracy_blank" and their difference "gain", and the
     same under "{kind}/"."""
-    examples, res = self._examples(variables)
+    examples, shape = self._examples(variables)
     rows = self._rows(examples)
     if not rows.example.size:
       raise ValueError(
@@ -99,7 +99,7 @@ class Evaluator:
     # Same table shape as above, so that nothing is compiled anew.
     blank = self._predict(
       variables,
-      self._blank(variables, res),
+      self._blank(variables, shape),
       texts,
       np.zeros_like(rows.example),
       order,
@@ -119,18 +119,19 @@ class Evaluator:
     return out
 
   def _examples(self, variables):
-    """(columns and image tokens of the whole set, side of the images)."""
-    sides = []
+    """(columns and image tokens of the whole set, shape of an image)."""
+    shapes = []
 
     def watched():
       for batch in self._batches():
-        sides.append(batch["image"].shape[1])
+        shapes.append(batch["image"].shape[1:])
         yield batch
 
-    return self._encode(variables, watched()), sides[0]
+    return self._encode(variables, watched()), shapes[0]
 
-  def _blank(self, variables, res):
-    image = np.zeros((self._batch_size, res, res, 3), np.float32)
+  def _blank(self, variables, shape):
+    # The mean of all images; of regions, none.
+    image = np.zeros((self._batch_size, *shape), np.float32)
     _, tokens = self._encode.encode(variables, self._place.split(image))
     return placement.take(jax.device_get(tokens), np.arange(1))
 
