@@ -18,21 +18,25 @@ Result = tuple[Any, tuple[reduce.Mean, dict[str, reduce.Mean], Any]]
 
 
 def one(
-  run: Callable[[str | None], Result], shares: Mapping[str, float], key: jax.Array
+  run: Callable[[str | None], Result],
+  metrics_of: Callable[[str], dict[str, reduce.Mean]],
+  shares: Mapping[str, float],
+  key: jax.Array,
 ) -> Result:
   """`run` of one of the names, or of None where there are no shares.
 
   Args:
     run: name -> (gradients, (loss, metrics, memory)): trees that differ by what metrics
       there are alone. A metric that the drawn one has not is of weight 0.
+    metrics_of: name -> its metrics, without the work of gradients; only looked at.
     shares: {name: positive number}.
     key: PRNG key; the draw is a function of it.
   """
   if not shares:
     return run(None)
   names = list(shares)
-  shapes = [jax.eval_shape(lambda name=name: run(name)) for name in names]
-  known = list(dict.fromkeys(key for _, (_, found, _) in shapes for key in found))
+  found = [jax.eval_shape(lambda name=name: metrics_of(name)) for name in names]
+  known = list(dict.fromkeys(key for metrics in found for key in metrics))
 
   def branch(name):
     grads, (loss, metrics, memory) = run(name)

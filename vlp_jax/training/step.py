@@ -144,7 +144,6 @@ def make_train_step(
       ema = tree.ema(ema, state.params, decay=ema_decay)
 
     rngs = keys(seed, state.step)
-    draw_key = rngs.pop("draw")
 
     def loss_of(params, drawn):
       (loss, metrics), new = pretrainer.apply(
@@ -162,8 +161,10 @@ def make_train_step(
     def run(drawn):
       return jax.grad(loss_of, has_aux=True)(state.params, drawn)
 
-    shares = pretrainer.shares
-    grads, (loss, metrics, memory) = draw_lib.one(run, shares, draw_key)
+    metrics_of = lambda drawn: loss_of(state.params, drawn)[1][1]
+    grads, (loss, metrics, memory) = draw_lib.one(
+      run, metrics_of, pretrainer.shares, rngs["draw"]
+    )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     one = functools.partial(reduce.Mean, weight=jnp.float32(1.0))
     metrics = {
