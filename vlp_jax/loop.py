@@ -318,8 +318,9 @@ def _report(job, state, evaluators, results, *, seconds):
       source = build.source(data["source"], f"evals.{name}.data.source")
       found[name] = (evaluator.last, report.reader(source))
       # Maps are computed, which on several processes only all together can do.
-      whole = evaluator.rerank and not pp.leaves_regions(data["pp"])
-      if not maps and whole and jax.process_count() == 1:
+      # They are of pictures, and of models that are their parameters alone.
+      mapped = not pp.leaves_regions(data["pp"]) and "model" not in state.memory
+      if not maps and evaluator.rerank and mapped and jax.process_count() == 1:
         batch = next(
           iter(pipeline.eval_pairs(source, data["pp"], job.tokenizer, batch_size=8))
         )
