@@ -1,6 +1,7 @@
 """The state of a run and the pure function that takes it one step further."""
 
 from collections.abc import Callable, Mapping
+import dataclasses
 import functools
 from typing import Any
 
@@ -13,6 +14,7 @@ import optax
 from vlp_jax.ops import reduce
 from vlp_jax.ops import tree
 from vlp_jax.training import draw as draw_lib
+from vlp_jax.training import guard as guard_lib
 from vlp_jax.training import sharding as sharding_lib
 
 # The order is part of what a seed means: add at the end.
@@ -25,7 +27,7 @@ class TrainState:
 
   step int32 []; params; opt_state; ema: like params, or None without a teacher;
   memory: the state that is no parameter: queues of objectives, running statistics of
-    the model's batch norm.
+    the model's batch norm. guard: what steps are compared with.
   """
 
   step: jax.Array
@@ -33,6 +35,7 @@ class TrainState:
   opt_state: Any
   ema: Any
   memory: Any
+  guard: guard_lib.Record = dataclasses.field(default_factory=guard_lib.fresh)
 
   def variables(self) -> dict[str, Any]:
     """What inference reads: parameters, and what the model's own layers keep.
@@ -179,6 +182,7 @@ def make_train_step(
       opt_state=opt_state,
       ema=ema,
       memory=memory,
+      guard=state.guard,
     )
     return new_state, metrics
 
