@@ -5,8 +5,8 @@ import base64
 import numpy as np
 import pytest
 
+from vlp_jax.data import region_tables
 from vlp_jax.data import regions
-from vlp_jax.data.builders import regions as builder
 
 
 def encoded(x):
@@ -32,7 +32,7 @@ def test_each_row_is_a_file(tmp_path, capsys):
   boxes, first = line("7")
   _, second = line("8", 5)
   path.write_text(f"{first}\n{second}\n")
-  builder.main([f"--table={path}", f"--out={out}"])
+  region_tables.main([f"--table={path}", f"--out={out}"])
   assert "2 images" in capsys.readouterr().out
   found = regions.load((out / "7.npz").read_bytes())
   np.testing.assert_array_equal(found["boxes"], np.float32(boxes))
@@ -45,8 +45,8 @@ def test_classes_and_confidence_are_kept(tmp_path):
   path = tmp_path / "t.tsv"
   labels, sure = np.full((3, 4), 0.25), np.array([0.9, 0.5, 0.1])
   path.write_text("\t".join([line("7")[1], encoded(labels), encoded(sure), "x"]))
-  fields = (*builder.FIELDS, "cls_prob", "scores", "objects_id")
-  ((name, arrays),) = builder.rows(path, fields)
+  fields = (*region_tables.FIELDS, "cls_prob", "scores", "objects_id")
+  ((name, arrays),) = region_tables.rows(path, fields)
   assert name == "7"
   np.testing.assert_array_equal(arrays["soft_labels"], np.float16(labels))
   np.testing.assert_array_equal(arrays["conf"], np.float32(sure))
@@ -69,5 +69,5 @@ def test_rows_that_are_none(tmp_path, capsys, text, said):
   path = tmp_path / "t.tsv"
   path.write_text(text)
   with pytest.raises(SystemExit) as ended:
-    builder.main([f"--table={path}", f"--out={tmp_path / 'out'}"])
+    region_tables.main([f"--table={path}", f"--out={tmp_path / 'out'}"])
   assert ended.value.code == 2 and said in capsys.readouterr().err

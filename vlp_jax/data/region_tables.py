@@ -1,6 +1,6 @@
 """Files of regions from the tables of bottom-up attention: one .npz an image.
 
-  python -m vlp_jax.data.builders.regions --table=trainval.tsv --out=regions
+  python -m vlp_jax.data.region_tables --table=trainval.tsv --out=regions
 
 The table is what https://github.com/peteanderson80/bottom-up-attention publishes
 (tools/generate_tsv.py): a row for each image with its id, width, height and number of
