@@ -188,10 +188,12 @@ def pretrainer(
   width = pooled_width = built.text.width
   if built.fusion is not None:
     width, pooled_width = built.fusion.widths(width)
-  objectives, weights = {}, {}
+  objectives, weights, shares = {}, {}, {}
   for name, spec in config.objectives.items():
     spec = dict(spec)
     weights[name] = float(spec.pop("weight", 1.0))
+    if "share" in spec:
+      shares[name] = _share(spec.pop("share"), name)
     objectives[name] = component(
       "objectives",
       spec,
@@ -203,7 +205,16 @@ def pretrainer(
     _check_teacher(name, spec, config.ema_decay)
   if not objectives:
     raise ValueError("config: objectives is empty: name at least one, e.g. itc.")
-  return pretrainer_lib.Pretrainer(built, objectives, weights)
+  return pretrainer_lib.Pretrainer(built, objectives, weights, shares=shares)
+
+
+def _share(share, name):
+  if not share > 0:
+    raise ValueError(
+      f"config: objectives.{name}.share={share}: want more than 0; to leave the"
+      f" objective out, say objectives.{name}=None."
+    )
+  return float(share)
 
 
 def _check_teacher(name, spec, ema_decay):
@@ -320,6 +331,23 @@ def rows(job: Job) -> dict[str, Any]:
   return dict(rows=mine, pieces=layout.count, runs=runs)
 
 
+def _check_accumulates(job):
+  """That a step can be had by microbatches, where the config wants it."""
+  if job.config.accumulate == 1:
+    return
+  if job.pretrainer.shares:
+    raise ValueError(
+      f"config: accumulate={job.config.accumulate}: objectives with a share"
+      f" ({', '.join(job.pretrainer.shares)}) are drawn for a whole batch: set"
+      " accumulate=1."
+    )
+  if job.abstract_state().memory.get("model"):
+    raise ValueError(
+      f"config: accumulate={job.config.accumulate}: model.image keeps statistics of the"
+      " whole batch (batch norm): set accumulate=1."
+    )
+
+
 def programs(job: Job) -> list[stepping_lib.Program]:
   """All that a step of the run compiles, with the shapes it is called with."""
   return stepping(job).programs
@@ -368,6 +396,7 @@ def job(config: config_lib.Run, workdir: epath.Path) -> Job:
     preemption=preemption,
     batch=batch,
   )
+  _check_accumulates(made)
   rows(made)  # checked now, before anything is compiled
   return made
 
@@ -395,13 +424,14 @@ OPTIM = "vlp_jax.training.optim:Optim"
 
 def batch_spec(
   batch_size: int,
-  res: int,
+  res: int | tuple[int, ...],
   length: int,
   objectives: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """What a global batch looks like on the device, with what the objectives want."""
+  shape, dtype = columns_lib.image(res)
   shapes = dict(
-    image=((batch_size, res, res, 3), np.uint8),
+    image=((batch_size, *shape), np.dtype(dtype)),
     text=((batch_size, length), np.int32),
     text_mask=((batch_size, length), np.bool_),
     image_id=((batch_size,), np.int32),
@@ -432,6 +462,11 @@ def check_batches(
       hint = ""
       if key == "image":
         hint = " config.data.pp decides its size, model.image.res what the model takes."
+        if pp.leaves_regions(job.config.data.pp):
+          hint = (
+            " Numbers of a region: regions(most, layout, features, classes) of data.pp"
+            " must be as model.image's regions, places, features and classes."
+          )
       raise ValueError(
         f"config: data: an example's {key} is {got}, but the model takes {want}.{hint}"
       )

@@ -94,7 +94,9 @@ class Run:
       the devices never hold those of the whole batch; else they come at once.
     total: length of the run.
     tokenizer, model, objectives, evals: components; see `build`. An objective or an
-      evaluation that is set to None is left out.
+      evaluation that is set to None is left out. Beside its fields an objective has a
+      weight in the loss, and may have a share: of those with one, each step has one
+      alone, drawn by their shares from (seed, step).
     data, checkpoint, log, profile: see the classes; no profile: None.
     optim, sharding, guard, preemption: fields of training/optim.py, sharding.py,
       guard.py and preemption.py.
@@ -390,6 +392,7 @@ class _Part:
 
 
 TOWERS = {"image": dict | None, "text": dict | None, "fusion": dict | None}
+OBJECTIVE = {"weight": float, "share": float}
 EVAL = {"every": schema.Duration, "data": dict | None, "batch_size": int}
 PARTS = (
   _Part("model", "", "vlp_jax.models.vlm:VLM", given=TOWERS, extra=TOWERS),
@@ -402,7 +405,7 @@ PARTS = (
     "models.fusion",
     given=("num_heads", "mlp_dim", "image_width", "text_width"),
   ),
-  _Part("objectives.*", "objectives", "*", ("vocab", "width"), {"weight": float}),
+  _Part("objectives.*", "objectives", "*", ("vocab", "width"), OBJECTIVE),
   _Part("evals.*", "evaluators", "*", extra=EVAL),
   _Part("evals.*.data.source", "data.sources"),
   _Part("optim", "", "vlp_jax.training.optim:Optim"),

@@ -19,6 +19,7 @@ from vlp_jax import places
 from vlp_jax import report
 from vlp_jax.data import columns as columns_lib
 from vlp_jax.data import pipeline
+from vlp_jax.data import pp
 from vlp_jax.evaluators import retrieval
 from vlp_jax.interop import initial
 from vlp_jax.ops import tree
@@ -104,7 +105,7 @@ def _train(job, stop, *, first, start_time):
     def evaluate_now(names):
       for name in names:
         with progress.paused():
-          results[name] = evaluators[name](state.params)
+          results[name] = evaluators[name](state.variables())
         writer.write(done, {f"{name}/{k}": v for k, v in results[name].items()})
 
     evaluate_now(_owed(meta, evaluators, writer, begun))
@@ -179,7 +180,7 @@ def _train(job, stop, *, first, start_time):
   with sharding.use(job.mesh, job.sharding):
     for name in evaluators:
       if name not in results:
-        results[name] = evaluators[name](state.params)
+        results[name] = evaluators[name](state.variables())
   if first:
     _report(job, state, evaluators, results, seconds=time.time() - start_time)
   return 0
@@ -207,7 +208,7 @@ def evaluate(
       raise ValueError("--best: no checkpoint has the metric config.checkpoint.best.")
   state, _ = checkpoints.restore(job.abstract_state(), step)
   with sharding.use(job.mesh, job.sharding):
-    results = {name: each(state.params) for name, each in evaluators.items()}
+    results = {name: each(state.variables()) for name, each in evaluators.items()}
     if first:
       _report(job, state, evaluators, results, seconds=time.time() - start_time)
   return results
@@ -238,11 +239,12 @@ def _checkpoints(job):
 
 def _fresh(job, abstract):
   """A new state; with `config.init`, on top of the weights of another model."""
-  loaded = None
+  loaded = kept = None
   if job.config.init is not None:
     # First, with shapes alone: a file that does not fit is told before any compiling.
     model = job.pretrainer.model
     loaded = initial.load(job.config.init, abstract.params, model=model)
+    kept = initial.load_memory(job.config.init, abstract.memory)
   state = step_lib.init_state(
     job.pretrainer,
     job.tx,
@@ -254,15 +256,17 @@ def _fresh(job, abstract):
   )
   if loaded is None:
     return state
-  params = jax.tree.map(
-    lambda new, own: own if isinstance(new, jax.ShapeDtypeStruct) else new,
-    loaded,
-    state.params,
-  )
-  places = jax.tree.map(lambda x: x.sharding, abstract.params)
-  params = jax.device_put(params, places)
-  teacher = jax.device_put(params, places) if job.has_teacher else None
-  return state.replace(params=params, ema=teacher)
+
+  def put(new, own, shapes):
+    filled = jax.tree.map(
+      lambda new, own: own if isinstance(new, jax.ShapeDtypeStruct) else new, new, own
+    )
+    return jax.device_put(filled, jax.tree.map(lambda x: x.sharding, shapes))
+
+  params = put(loaded, state.params, abstract.params)
+  teacher = put(loaded, state.ema, abstract.ema) if job.has_teacher else None
+  memory = put(kept, state.memory, abstract.memory)
+  return state.replace(params=params, ema=teacher, memory=memory)
 
 
 def _profiler(job, until_the_end):
@@ -349,7 +353,9 @@ def _report(job, state, evaluators, results, *, seconds):
       source = build.source(data["source"], f"evals.{name}.data.source")
       found[name] = (evaluator.last, report.reader(source))
       # Maps are computed, which on several processes only all together can do.
-      if not maps and evaluator.rerank and jax.process_count() == 1:
+      # They are of pictures, and of models that are their parameters alone.
+      mapped = not pp.leaves_regions(data["pp"]) and "model" not in state.memory
+      if not maps and evaluator.rerank and mapped and jax.process_count() == 1:
         batch = next(
           iter(pipeline.eval_pairs(source, data["pp"], job.tokenizer, batch_size=8))
         )

@@ -50,11 +50,14 @@ class Pretrainer(nn.Module):
       alone and gives arrays [B, …], of which "weight" is how much a row counts, and
       `rows` is of any rows that hold `objective.together(count)` neighbours together.
     weights: {name: float}.
+    shares: {name: float} of objectives of which a step has one, drawn by these shares
+      (UNITER's task sampling); those that are not named are in every step.
   """
 
   model: nn.Module
   objectives: Mapping[str, nn.Module]
   weights: Mapping[str, float]
+  shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   def __call__(
     self,
@@ -63,6 +66,7 @@ class Pretrainer(nn.Module):
     step: jax.Array | int = 0,
     teacher_params: Mapping[str, Any] | None = None,
     train: bool = False,
+    drawn: str | None = None,
   ) -> tuple[reduce.Mean, dict[str, reduce.Mean]]:
     """The loss of a global batch.
 
@@ -72,6 +76,8 @@ class Pretrainer(nn.Module):
       step: of the run, for ramps.
       teacher_params: averaged parameters, or None where there is no teacher.
       train: dropout on; the caller passes rngs "dropout", "mask" and "sample".
+      drawn: the one of `shares` whose turn it is; the others have no part in the loss,
+        and cost nothing. None: all have.
 
     Returns:
       (loss with weight 1, {"itc": …, "itc/…": …}): every objective's own loss, without
@@ -89,6 +95,8 @@ class Pretrainer(nn.Module):
     total = jnp.float32(0.0)
     metrics = {}
     for name, objective in self.objectives.items():
+      if drawn is not None and name in self.shares and name != drawn:
+        continue
       loss, extra = objective(self.model, enc, batch, teacher=teacher, train=train)
       total = total + self.weights[name] * loss.value()
       metrics[name] = loss

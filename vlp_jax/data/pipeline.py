@@ -159,6 +159,8 @@ def train_batches(
   more = columns or columns_lib.Columns()
   loader = _Loader(source, op, tokenizer, seed, more)
   kinds = COLUMNS | {name: tf.as_dtype(x.dtype) for name, x in more.empty().items()}
+  if pp_lib.leaves_regions(pp):
+    kinds["image"] = tf.float32
   loaded: dict[int, Any] = {}  # what is to be told of a piece, by its number
   more_wanted = tf.Variable(True, trainable=False)
 
@@ -547,7 +549,7 @@ def _text(caption):
 
 
 def stack(rows: list[dict[str, Any]]) -> np.ndarray:
-  """uint8 [B, R, R, 3] of the rows' images."""
+  """uint8 [B, R, R, 3] of the rows' images, or float32 [B, N, W] of their regions."""
   shapes = {row["image"].shape for row in rows}
   if len(shapes) > 1:
     raise ValueError(

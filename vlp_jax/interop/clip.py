@@ -24,6 +24,7 @@ SIGNATURE = (
   r"visual\.conv1\.weight",
   r"transformer\.resblocks\.0\.attn\.in_proj_weight",
   r"text_projection",
+  r"!visual\.attnpool\..*",  # clip_resnet's
 )
 NORM_EPS = 1e-5  # torch's own
 # What clip/model.py `convert_weights` halves: convolutions, linear layers, attention

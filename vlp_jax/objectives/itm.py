@@ -37,6 +37,7 @@ class Objective(nn.Module):
       image; "half" keeps half of the pairs, and gives the others a negative image.
     align: weight of word-patch alignment on the same pass (`objectives/wpa.py`); wants
       a fusion that returns the image's tokens too.
+    align_special: aligned are all tokens (UNITER), not words and patches alone (ViLT).
   """
 
   width: int
@@ -46,6 +47,7 @@ class Objective(nn.Module):
   exclude: Literal["image", "pair"] = "image"
   layout: Literal["triples", "half"] = "triples"
   align: float = 0.0
+  align_special: bool = False
 
   # How it takes part in accumulation (`training/accumulate.py`): row by row, once its
   # negatives are drawn.
@@ -150,7 +152,9 @@ class Objective(nn.Module):
     right = jnp.argmax(logits, axis=1) == labels
     metrics = {"accuracy": reduce.Mean.of(right, weight)}
     if self.align:
-      distance = wpa.distance(fused, model.fused_image(fused))
+      distance = wpa.distance(
+        fused, model.fused_image(fused), special=self.align_special
+      )
       signed = jnp.where(labels == 1, distance, -distance)
       losses = losses + self.align * signed
       metrics["wpa"] = reduce.Mean.of(signed, weight)
