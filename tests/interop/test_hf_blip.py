@@ -112,6 +112,9 @@ def test_captions():
   close(ours["model/text/word/embedding"], expected[words])
   table = expected["grad/vision_model.embeddings.position_embedding"][0]
   close(ours["model/image/posemb"], table)
+  key = "grad/text_decoder.bert.encoder.layer.1.crossattention.self.key.weight"
+  kernel = ours["model/fusion/blocks/cross/key/kernel"][1]
+  close(kernel.reshape(len(kernel), -1).T, expected[key])
 
 
 def test_matching():
@@ -151,11 +154,12 @@ def test_answers():
     logp = head._decode(ask.Live(), self.model, answers, mask, question)
     losses, _, counted = head._next_words(logp[:, :-1], answers, mask)
     ids = head.generate(self.model, question, settings(3, 8))
-    return losses.sum() / counted.sum(), ids
+    return losses.sum() / counted.sum(), ids, enc.image.x
 
   objective = vqa.Objective(vocab=model.text.vocab, width=model.text.width)
   run, params = apply(model, "vqa", objective, "blip_vqa", call)
-  loss, ids = jax.jit(run)(params)
+  loss, ids, image = jax.jit(run)(params)
+  close(image, expected["vision_last_hidden_state"])
   close(loss, expected["loss"])
   same_text(ids[:, 1:], expected["generate_beam3"][:, 1:])
 

@@ -11,6 +11,7 @@ import os
 from typing import Any
 
 from vlp_jax.interop import hf_vit
+from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
@@ -25,6 +26,9 @@ SIGNATURE = (
   r"Transformer/posembed_input/pos_embedding",
   r"Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel",
 )
+# vit_jax has flax's GELU, of tanh; timm, through which ALBEF's kind reads these files,
+# the other one.
+MADE_WITH = dict(act=frozenset({"gelu", "gelu_tanh"}), norm_eps=1e-6)
 HEADS = {"classifier": "head", "pre_logits": "pre_logits"}
 
 
@@ -77,6 +81,8 @@ def init(
   into: str = "model/image",
   skip: Sequence[str] = (),
   fresh: Sequence[str] = (),
+  model: Any = None,
+  made_with: made_with_lib.Made | None = None,
 ) -> dict[str, Any]:
   """The image tower of a model from a file; classifiers are left out.
 
@@ -84,6 +90,8 @@ def init(
   ViLT, bicubic (vit_jax's own way is bilinear). Arguments and errors are those of
   `hf_bert.init`.
   """
+  made = made_with_lib.of(**{into.removeprefix("model/"): MADE_WITH})
+  made_with_lib.check(model, made, path, made_with)
   query = tree_lib.flatten(abstract_params).get(f"{into}/blocks/attn/query/kernel")
   return rules.fill(
     abstract_params,

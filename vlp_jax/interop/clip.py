@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vlp_jax.interop import dual
+from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
@@ -96,6 +97,7 @@ def init(
   skip: Sequence[str] = (),
   fresh: Sequence[str] = (),
   model: Any = None,
+  made_with: made_with_lib.Made | None = None,
 ) -> dict[str, Any]:
   """Parameters of a model from an official file: `c.init = dict(type="clip", path=…)`.
 
@@ -110,6 +112,7 @@ def init(
       holds the leaf of `abstract_params`, for the caller to draw.
     model: the `VLM`: its activation and epsilon must be those of the file. Files of
       open_clip do not tell the activation.
+    made_with: see `made_with`.
 
   Raises:
     FileNotFoundError, ValueError: one error that lists all that does not fit.
@@ -120,7 +123,7 @@ def init(
     made = {f"model.{tower}.norm_eps": NORM_EPS for tower in ("image", "text")}
     if openai:
       made |= {f"model.{tower}.act": "quick_gelu" for tower in ("image", "text")}
-    dual.check(made, dual.fields(model, made), str(path))
+    made_with_lib.check(model, made, path, made_with)
   return _layout(openai=openai).fit(
     tensors, path, abstract_params, skip=skip, fresh=fresh
   )

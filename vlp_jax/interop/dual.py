@@ -111,34 +111,3 @@ class Layout:
     what = f"{path} is not {self.what}"
     layers = (self.image_layer, self.text_layer)
     return [towers.depth(tensors, layer, what) for layer in layers]
-
-
-def check(found: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
-  """Compares fields of a model, by their paths in the config, with a checkpoint's.
-
-  Args:
-    found: {"model.image.act": what the checkpoint was made with}.
-    wanted: the same of the model.
-    what: the checkpoint, for the message.
-
-  Raises:
-    ValueError: one that lists all that differ; weights would load, and mean nothing.
-  """
-  wrong = [
-    f"  {key}={wanted[key]!r}, but the checkpoint wants {value!r}"
-    for key, value in found.items()
-    if wanted[key] != value
-  ]
-  if wrong:
-    raise ValueError("\n".join([f"{what} was made with other layers:", *wrong]))
-
-
-def fields(model: Any, names: Mapping[str, Any]) -> dict[str, Any]:
-  """{"model.image.act": value} of those fields of a `VLM` that `names` has."""
-  found = {}
-  for name in names:
-    at = model
-    for part in name.split(".")[1:]:
-      at = getattr(at, part)
-    found[name] = at
-  return found

@@ -13,6 +13,7 @@ from typing import Any
 
 from vlp_jax.interop import blip
 from vlp_jax.interop import hf
+from vlp_jax.interop import made_with
 from vlp_jax.interop import rules
 from vlp_jax.ops import tree as tree_lib
 
@@ -79,16 +80,20 @@ def init(
   path: str | os.PathLike,
   skip: Sequence[str] = (),
   fresh: Sequence[str] = (),
+  model: Any = None,
 ) -> dict[str, Any]:
   """Parameters of a model of the same task from a directory or a name of the hub.
 
   The table of image positions is resized to the model's grid. Arguments and errors as
-  of `albef.init`; a model with a temperature says fresh=["model/temp"].
+  of `albef.init`; a model with a temperature says fresh=["model/temp"]. Its layers must
+  be those of config.json.
   """
   directory = hf.read(path)
   what = f"the directory {directory.path}"
   shape, sizes = blip.shape_and_sizes(abstract_params)
-  heads = _heads(fields_of(directory.config, what))
+  fields = fields_of(directory.config, what)
+  made_with.check(model, _layers(fields), directory.path)
+  heads = _heads(fields)
   hf.check(heads, {k: sizes[k] for k in heads}, what=what, model="number of heads")
   return rules.from_theirs(
     directory.tensors,
@@ -134,6 +139,13 @@ def fields_of(config: Mapping[str, Any], what: str) -> dict[str, dict[str, Any]]
     )
   except KeyError as error:
     raise ValueError(f"{what}: its config.json has no {error}.") from error
+
+
+def _layers(fields):
+  """What no tensor tells of the towers: the stacks of text are all alike."""
+  told = lambda tower: {k: fields[tower][k] for k in ("act", "norm_eps", "num_heads")}
+  words = dict.fromkeys(("text", "fusion", "decoder"), told("text"))
+  return made_with.of(image=told("image"), **words)
 
 
 def _shape(directory, fields):

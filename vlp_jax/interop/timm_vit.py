@@ -11,6 +11,7 @@ import pathlib
 from typing import Any
 
 from vlp_jax.interop import hf_vit
+from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
@@ -83,6 +84,8 @@ def init(
   key: str | None = None,
   skip: Sequence[str] = (),
   fresh: Sequence[str] = (),
+  model: Any = None,
+  made_with: made_with_lib.Made | None = None,
 ) -> dict[str, Any]:
   """The image tower of a model from a file; the classifier is left out.
 
@@ -105,6 +108,9 @@ def init(
       " nothing."
     )
   image, stack = both["image"], both["fusion"]
+  tower = stack.removeprefix("model/")
+  made = made_with_lib.of(**{tower: made_with_lib.TIMM})
+  made_with_lib.check(model, made, path, made_with)
   query = tree_lib.flatten(abstract_params).get(f"{stack}/blocks/attn/query/kernel")
   depth = 0 if query is None else query.shape[0]
   # Of a fusion the file fills the blocks and their norm, and nothing else.
