@@ -219,14 +219,15 @@ def test_second_step(official, expected, name):
   close(official[2]["arrays"][name], expected[f"step2_{name}"], name)
 
 
-def check_contrast(arrays, temp, queues, expected, *, hard, alpha, blip=False):
+def check_contrast(arrays, temp, queues, expected, *, hard, alpha, added=0.0):
   """Similarities, soft targets and the weights that negatives are drawn by.
 
   Args:
     arrays: embeddings of the model, and with "_m" of its teacher.
     queues: memory of ITC before the step.
     hard: float [B, B + Q], the targets that are softened by `alpha`.
-    blip: adds 1e-4 to each weight, as BLIP does (ours does not).
+    added: to each weight of a negative (BLIP's pretraining: 1e-4, which ours leaves
+      out). None: the weights are of live embeddings alone (BLIP's retrieval).
   """
   text_all = np.concatenate([arrays["text_feat_m"], queues["text_queue"]])
   image_all = np.concatenate([arrays["image_feat_m"], queues["image_queue"]])
@@ -244,8 +245,12 @@ def check_contrast(arrays, temp, queues, expected, *, hard, alpha, blip=False):
     soft = contrastive.soften(hard, sims[f"sim_{way}_m"], alpha)
     close(soft, expected[f"sim_{way}_targets"], way)
     logits, weights = sims[f"sim_{way}"][:, :batch], expected[f"weights_{way}"]
-    if blip:
-      drawn = np.where(same, 0.0, jax.nn.softmax(logits, axis=1) + 1e-4)
+    if added is None:
+      both = (arrays["image_feat"], arrays["text_feat"])
+      rows, columns = both if way == "i2t" else both[::-1]
+      logits = rows @ columns.T / temp
+    if added:
+      drawn = np.where(same, 0.0, jax.nn.softmax(logits, axis=1) + added)
       close(drawn, weights, way)
       continue
     # The official weights are a softmax with its diagonal set to zero; ours is the

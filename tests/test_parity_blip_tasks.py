@@ -91,7 +91,7 @@ def test_retrieval():
     model,
     dict(
       itc=itc.Objective(queue=size["queue_size"], distill=size["alpha"]),
-      itm=itm.Objective(width=model.text.width),
+      itm=itm.Objective(width=model.text.width, columns="live"),
     ),
     dict(itc=1.0, itm=1.0),
   )
@@ -130,7 +130,7 @@ def test_retrieval():
     expected,
     hard=np.asarray(hard),
     alpha=size["alpha"],
-    blip=True,
+    added=None,
   )
   check_gradients("retrieval", grads)
   queue = new["memory"]["objectives_itc"]

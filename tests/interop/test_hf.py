@@ -175,11 +175,11 @@ def test_several_files(tmp_path):
     part = {k: directory.tensors[k] for k in names if places[k] == file}
     reader.save(tmp_path / file, part)
   (tmp_path / "config.json").write_text(json.dumps(directory.config))
-  (tmp_path / hf.INDEX).write_text(json.dumps({"weight_map": places}))
+  (tmp_path / hf.INDICES[0]).write_text(json.dumps({"weight_map": places}))
   got, want = hf_vit.load(tmp_path), hf_vit.load(REFERENCE / "vit")
   jax.tree.map(np.testing.assert_array_equal, got.params, want.params)
   out = places | {names[0]: "../x.safetensors"}
-  (tmp_path / hf.INDEX).write_text(json.dumps({"weight_map": out}))
+  (tmp_path / hf.INDICES[0]).write_text(json.dumps({"weight_map": out}))
   with pytest.raises(ValueError, match="is no file of this directory"):
     hf_vit.load(tmp_path)
 
@@ -460,6 +460,58 @@ def test_offline_the_error_says_what_to_put_where(monkeypatch):
     "say path=FOLDER",
   ):
     assert text_ in str(error.value)
+
+
+def cached(folder, files):
+  """A cache of huggingface_hub that holds org/name with these files."""
+  commit = "0123456789abcdef0123456789abcdef01234567"
+  repository = folder / "models--org--name"
+  snapshot = repository / "snapshots" / commit
+  snapshot.mkdir(parents=True)
+  (repository / "refs").mkdir()
+  (repository / "refs" / "main").write_text(commit)
+  for file in files:
+    shutil.copy(file, snapshot)
+  return snapshot
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+  """HF_HUB_OFFLINE=1 and HF_HUB_CACHE, which are read when the client is imported."""
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+  return tmp_path
+
+
+def test_a_cached_name_needs_no_network(offline):
+  cached(offline, [REFERENCE / "vit" / f for f in ("config.json", "model.safetensors")])
+  got, want = hf_vit.load("org/name"), hf_vit.load(REFERENCE / "vit")
+  jax.tree.map(np.testing.assert_array_equal, got.params, want.params)
+  with pytest.raises(FileNotFoundError) as error:
+    hf_vit.load("org/other")
+  assert "config.json and model.safetensors of https://huggingface.co/org/other" in str(
+    error.value
+  )
+  assert str(offline) in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_cached_name_of_several_files(offline, suffix):
+  folder = cached(offline, [REFERENCE / "vit" / "config.json"])
+  tensors = hf.read(REFERENCE / "vit").tensors
+  places = {key: f"part-{i % 2}.{suffix}" for i, key in enumerate(sorted(tensors))}
+  index = hf.INDICES[suffix == "bin"]
+  (folder / index).write_text(json.dumps({"weight_map": places}))
+  with pytest.raises(FileNotFoundError, match=r"huggingface\.co/org/name"):
+    hf_vit.load("org/name")
+  for file in set(places.values()):
+    reader.save(folder / file, {k: tensors[k] for k in tensors if places[k] == file})
+  got, want = hf_vit.load("org/name"), hf_vit.load(REFERENCE / "vit")
+  jax.tree.map(np.testing.assert_array_equal, got.params, want.params)
+  (folder / "part-0.safetensors").unlink(missing_ok=True)
+  (folder / "part-0.bin").unlink(missing_ok=True)
+  with pytest.raises(FileNotFoundError, match=r"names part-0\.\w+, which is not there"):
+    hf_vit.load(folder)
 
 
 def test_directories_that_are_none(tmp_path):

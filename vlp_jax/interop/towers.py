@@ -73,29 +73,43 @@ def norm_rules(
   ]
 
 
-def posembed_rule(theirs: str, ours: str) -> rules.Rule:
-  """A ViT's table of positions, which is resized to the model's grid (sizes L W)."""
-  return rules.Rule(theirs, ours, "1 L W -> L W", fit=resize_to(1))
+def posembed_rule(theirs: str, ours: str, prefix: int = 1) -> rules.Rule:
+  """A ViT's table of positions, which is resized to the model's grid (sizes L W).
+
+  prefix: its rows before those of the patches.
+  """
+  return rules.Rule(theirs, ours, "1 L W -> L W", fit=resize_to(prefix))
 
 
 def vit_rules(
-  theirs: str, ours: str, depth: int, *, class_token: bool = True
+  theirs: str,
+  ours: str,
+  depth: int,
+  *,
+  class_token: bool = True,
+  distilled: bool = False,
 ) -> rules.Table:
   """A Vision Transformer of timm (sizes W G M h L p q)."""
   return [
-    *vit_embedding_rules(theirs, ours, class_token=class_token),
+    *vit_embedding_rules(theirs, ours, class_token=class_token, distilled=distilled),
     *vit_block_rules(theirs, ours, depth),
   ]
 
 
 def vit_embedding_rules(
-  theirs: str, ours: str, fit: Any = None, *, class_token: bool = True
+  theirs: str,
+  ours: str,
+  fit: Any = None,
+  *,
+  class_token: bool = True,
+  distilled: bool = False,
 ) -> rules.Table:
   """Its patches, positions and class token (sizes W L p q).
 
   fit: of the table of positions, see `rules.Rule`; None: resized, bicubic.
+  distilled: with DeiT's token of distillation behind the class token.
   """
-  fit = fit or resize_to(int(class_token))
+  fit = fit or resize_to(int(class_token) + int(distilled))
   table = [
     rules.Rule(f"{theirs}pos_embed", f"{ours}/posemb", "1 L W -> L W", fit=fit),
     rules.Rule(
@@ -103,6 +117,8 @@ def vit_embedding_rules(
     ),
     rules.Rule(f"{theirs}patch_embed.proj.bias", f"{ours}/patch/bias", "W -> W"),
   ]
+  if distilled:
+    table.insert(0, rules.Rule(f"{theirs}dist_token", f"{ours}/dist", "1 1 W -> W"))
   if class_token:
     return [rules.Rule(f"{theirs}cls_token", f"{ours}/cls", "1 1 W -> W"), *table]
   return table
