@@ -30,6 +30,14 @@ DEIT_AND_BERT = dict(
   ),
 )
 
+# The image tower that METER starts from: OpenAI's file, whose last layer is left out.
+CLIP_IMAGE = dict(
+  type="clip",
+  path="ViT-B-16.pt",
+  into="model/image",
+  skip=(r"visual\.transformer\.resblocks\.11\..*",),
+)
+
 
 def base(**fields):
   """A config with the given fields and nothing else: defaults live in the code."""
@@ -138,6 +146,16 @@ def tables(type, *, pp="decode|resize(384)|clean(30)", **files):
     )
     for name, file in files.items()
   }
+
+
+def augreg_and_bert(name):
+  """What LiT starts from: big_vision's configs/proj/image_text/common.py `inits`."""
+  bert, aug = {"B": ("base", "medium1"), "L": ("large", "strong1")}[name]
+  image = f"{name}_16-i21k-300ep-lr_0.001-aug_{aug}-wd_0.1-do_0.0-sd_0.0.npz"
+  return dict(
+    image=dict(type="augreg", path=image),
+    text=dict(type="hf_bert", path=f"bert-{bert}-uncased"),
+  )
 
 
 def clip(image, *, patch, res, text, embed_dim, act="gelu"):

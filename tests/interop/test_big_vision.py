@@ -181,6 +181,7 @@ def test_two_towers(tmp_path, scan, project):
     image.transpose(0, 3, 1, 2),
     ids,
     np.ones_like(ids, bool),
+    gradients=False,
   )
   close(got.zimg, zimg)
   close(got.ztxt, ztxt)

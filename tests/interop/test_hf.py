@@ -22,6 +22,7 @@ from tests import tiny
 from tests.interop import test_reader
 from vlp_jax import config as config_lib
 from vlp_jax.interop import augreg
+from vlp_jax.interop import clip
 from vlp_jax.interop import hf
 from vlp_jax.interop import hf_bert
 from vlp_jax.interop import hf_vit
@@ -31,6 +32,7 @@ from vlp_jax.interop import timm_vit
 from vlp_jax.models import text
 from vlp_jax.models import vit
 from vlp_jax.models import vlm
+from vlp_jax.models.fusion import co_attention
 from vlp_jax.models.fusion import cross_attention
 from vlp_jax.nn import block
 from vlp_jax.ops import posembed
@@ -373,6 +375,98 @@ def test_what_the_albef_config_starts_from(tmp_path):
   fresh = [k for k, x in got.items() if isinstance(x, jax.ShapeDtypeStruct)]
   names = ("/cross/", "/norm_cross/", "_proj/", "/temp")
   assert fresh and all(any(name in k for name in names) for k in fresh)
+
+
+def tower_shapes(model):
+  """Abstract parameters of the towers and the fusion of a model."""
+  res = model.image.res
+  image = jax.ShapeDtypeStruct((2, res, res, 3), jnp.float32)
+  ids = jax.ShapeDtypeStruct((2, 6), jnp.int32)
+  mask = jax.ShapeDtypeStruct((2, 6), jnp.bool_)
+
+  def run(m, image, ids, mask):
+    images, words = m.encode_image(image), m.encode_text(ids, mask)
+    if m.fusion is not None:
+      return m.fuse(images, words).x
+    return m.embed_image(images), m.embed_text(words)
+
+  make = lambda *args: model.init(jax.random.key(0), *args, method=run)
+  return dict(model=nn.unbox(jax.eval_shape(make, image, ids, mask)["params"]))
+
+
+def test_what_the_meter_config_starts_from():
+  """CLIP's image tower but for its last layer, on a larger grid, and RoBERTa."""
+  spec = config_lib.run(config_lib.load(str(ROOT / "configs" / "meter.py"))).init
+  archive = ROOT / "tests" / "reference" / "clip_vit" / "model_jit.pt"
+  made = clip.load(archive)["model"]["image"]
+  depth = len(made["blocks"]["norm_attn"]["scale"])
+  image = vit.Encoder(
+    width=128,
+    depth=depth - 1,
+    num_heads=2,
+    mlp_dim=512,
+    patch=8,
+    res=48,
+    norm_pre=True,
+    patch_bias=False,
+    act="quick_gelu",
+    norm_eps=1e-5,
+  )
+  words = hf_bert.load(REFERENCE / "roberta").fields
+  fusion = co_attention.Fusion(
+    text_width=32, image_width=128, depth=1, num_heads=4, mlp_dim=64
+  )
+  model = vlm.VLM(image, text.Encoder(vocab=VOCAB, **words), fusion, embed_dim=None)
+  last = rf"visual\.transformer\.resblocks\.{depth - 1}\..*"
+  assert spec["image"]["skip"] == (last.replace(str(depth - 1), "11"),)
+  spec["image"].update(path=str(archive), skip=(last,))
+  spec["text"]["path"] = str(REFERENCE / "roberta")
+  shapes = tower_shapes(model)
+  got = tree_lib.flatten(initial.load(spec, shapes, model=model))
+  fresh = {k for k, x in got.items() if isinstance(x, jax.ShapeDtypeStruct)}
+  assert fresh == {k for k in got if k.startswith("model/fusion/")}
+  resized = posembed.resize_posembed(made["posemb"], 6)
+  np.testing.assert_allclose(got["model/image/posemb"], resized, rtol=1e-6)
+  kernel = made["blocks"]["mlp"]["up"]["kernel"][: depth - 1]
+  np.testing.assert_array_equal(got["model/image/blocks/mlp/up/kernel"], kernel)
+  with pytest.raises(ValueError, match=r"unknown tensors \(12\):\n.*resblocks"):
+    initial.load(spec | dict(image=spec["image"] | dict(skip=())), shapes, model=model)
+  other = model.clone(image=image.clone(act="gelu"))
+  with pytest.raises(ValueError, match="model.image.act='gelu', but the checkpoint"):
+    initial.load(spec, shapes, model=other)
+
+
+def test_what_the_lit_config_starts_from(tmp_path):
+  """A Vision Transformer of AugReg, whose GELU may be either, and BERT."""
+  spec = config_lib.run(config_lib.load(str(ROOT / "configs" / "lit.py"))).init
+  with pytest.raises(FileNotFoundError, match=r"it is https://storage.*aug_medium1"):
+    initial.load(spec, {})
+  loaded = hf_vit.load(REFERENCE / "vit")
+  path = tmp_path / "B_16.npz"
+  tower = {"model": {"image": loaded.params["model"]["image"]}}
+  augreg.save(path, augreg.Checkpoint(tower))
+  fields = loaded.fields | dict(norm_eps=1e-6, act="gelu_tanh")
+  words = hf_bert.load(REFERENCE / "bert").fields
+  model = vlm.VLM(
+    vit.Encoder(**fields),
+    text.Encoder(vocab=VOCAB, **words),
+    embed_dim=32,
+    project=("text",),
+  )
+  spec["image"]["path"], spec["text"]["path"] = str(path), str(REFERENCE / "bert")
+  shapes = tower_shapes(model)
+  got = tree_lib.flatten(initial.load(spec, shapes, model=model))
+  fresh = {k for k, x in got.items() if isinstance(x, jax.ShapeDtypeStruct)}
+  assert fresh == {"model/text_proj/kernel", "model/text_proj/bias", "model/temp"}
+  other = model.clone(image=model.image.clone(act="relu", norm_eps=1e-12))
+  with pytest.raises(ValueError) as error:
+    initial.load(spec, shapes, model=other)
+  assert "act='relu', but the checkpoint wants 'gelu' or 'gelu_tanh'" in str(
+    error.value
+  )
+  assert "model.image.norm_eps=1e-12, but the checkpoint wants 1e-06" in str(
+    error.value
+  )
 
 
 def test_augreg_files_come_and_go(tmp_path):

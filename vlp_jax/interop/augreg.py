@@ -8,6 +8,8 @@ and "pre_logits" of the older files.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import os
+import pathlib
+import re
 from typing import Any
 
 from vlp_jax.interop import hf_vit
@@ -26,6 +28,9 @@ SIGNATURE = (
   r"Transformer/posembed_input/pos_embedding",
   r"Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel",
 )
+# Files of AugReg (https://arxiv.org/abs/2106.10270), for who lacks them.
+AUGREG = r"\w+_\d+-i\w+-.*-aug_.*\.npz"
+SOURCE = "https://storage.googleapis.com/vit_models/augreg/"
 # vit_jax has flax's GELU, of tanh; timm, through which ALBEF's kind reads these files,
 # the other one.
 MADE_WITH = dict(act=frozenset({"gelu", "gelu_tanh"}), norm_eps=1e-6)
@@ -90,6 +95,12 @@ def init(
   ViLT, bicubic (vit_jax's own way is bilinear). Arguments and errors are those of
   `hf_bert.init`.
   """
+  file = pathlib.Path(path)
+  if re.fullmatch(AUGREG, file.name) and not file.exists():
+    raise FileNotFoundError(
+      f"no checkpoint file {path}: it is {SOURCE}{file.name}; put it there, or say its"
+      " place in --config.init.image.path=…; --config.init=None starts from nothing."
+    )
   made = made_with_lib.of(**{into.removeprefix("model/"): MADE_WITH})
   made_with_lib.check(model, made, path, made_with)
   query = tree_lib.flatten(abstract_params).get(f"{into}/blocks/attn/query/kernel")

@@ -18,6 +18,7 @@ from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
+from vlp_jax.ops import tree as tree_lib
 
 # Only OpenAI's files have it, and those are all made with QuickGELU.
 OPENAI = "input_resolution"
@@ -65,7 +66,7 @@ def save(
   path: str | os.PathLike,
   params: Mapping[str, Any],
   *,
-  openai: bool = False,
+  openai: bool | None = None,
   key: str | None = None,
 ) -> None:
   """Writes a file that open_clip, and with `openai` clip's `build_model`, reads.
@@ -73,8 +74,13 @@ def save(
   Args:
     path: .pt or .safetensors, see `reader.save`, also for `key`.
     params: tree of arrays, without boxes; nothing but {"model": …}.
-    openai: with the three numbers, and weights in 16 bits, as OpenAI's files are.
+    openai: with the three numbers, and weights in 16 bits, as OpenAI's files are; None:
+      where the weights are in 16 bits and the norms are not.
   """
+  if openai is None:
+    image = params["model"]["image"]
+    kernel, norm = image["patch"]["kernel"].dtype, image["norm"]["scale"].dtype
+    openai = kernel == np.float16 and norm == np.float32
   tensors = _layout(openai=openai).write(params)
   if openai:
     tensors = {
@@ -93,6 +99,7 @@ def init(
   abstract_params: Mapping[str, Any],
   *,
   path: str | os.PathLike,
+  into: str | None = None,
   key: str | None = None,
   skip: Sequence[str] = (),
   fresh: Sequence[str] = (),
@@ -107,7 +114,10 @@ def init(
   Args:
     abstract_params: the model's tree, without boxes; leaves have shape and dtype.
     path, key: see `reader.load`.
-    skip: regular expressions of whole names in the file that the model does not use.
+    into: path of an image tower, which alone is filled, without the projection (METER);
+      None: the whole model.
+    skip: regular expressions of whole names in the file that the model does not use,
+      such as layers that the tower does not have.
     fresh: of whole paths of the model that the file does not have. There the result
       holds the leaf of `abstract_params`, for the caller to draw.
     model: the `VLM`: its activation and epsilon must be those of the file. Files of
@@ -119,13 +129,30 @@ def init(
   """
   tensors = reader.load(path, key=key)
   openai = OPENAI in tensors
-  if model is not None:
-    made = {f"model.{tower}.norm_eps": NORM_EPS for tower in ("image", "text")}
-    if openai:
-      made |= {f"model.{tower}.act": "quick_gelu" for tower in ("image", "text")}
-    made_with_lib.check(model, made, path, made_with)
+  layers = dict(norm_eps=NORM_EPS) | (dict(act="quick_gelu") if openai else {})
+  names = ("image", "text") if into is None else (into.removeprefix("model/"),)
+  made = made_with_lib.of(**dict.fromkeys(names, layers))
+  made_with_lib.check(model, made, path, made_with)
+  if into is not None:
+    return _fill_image(abstract_params, tensors, path, into, skip, fresh)
   return _layout(openai=openai).fit(
     tensors, path, abstract_params, skip=skip, fresh=fresh
+  )
+
+
+def _fill_image(abstract_params, tensors, path, into, skip, fresh):
+  """The image tower `into` alone; see `init`."""
+  query = tree_lib.flatten(abstract_params).get(f"{into}/blocks/attn/query/kernel")
+  depth = 0 if query is None else query.shape[0]
+  return rules.fill(
+    abstract_params,
+    [into],
+    {name: x for name, x in tensors.items() if name.startswith("visual.")},
+    towers.clip_vit_rules("visual.", into, depth),
+    sizes={} if query is None else dict(M=query.shape[2]),
+    skip=(r"visual\.proj", *skip),
+    fresh=fresh,
+    what=f"the image tower of {path}, for this model,",
   )
 
 

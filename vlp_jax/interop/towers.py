@@ -32,7 +32,7 @@ def heads(tensors: Mapping[str, Any], norm: str, given: int | None, option: str)
   if width % HEAD_DIM:
     raise ValueError(
       f"{norm} is of width {width}, not a multiple of {HEAD_DIM}; no tensor tells how"
-      f" many heads there are: say {option}=…"
+      f" many heads there are: say {option}=… (vlp-jax convert: --set {option}=…)"
     )
   return width // HEAD_DIM
 
