@@ -20,7 +20,11 @@ def get_config(arg=""):
   name, res, batch = ("tiny", 32, 16) if tiny else ("L" if large else "B", 224, 16_384)
   c = parts.base(seed=0, batch_size=batch, total="8 steps" if tiny else "55000 steps")
   c.tokenizer = dict(type="wordpiece", path="bert-base-uncased", length=16)
-  c.init = None if tiny else parts.augreg_and_bert(name)
+  # big_vision configs/proj/image_text/common.py `inits`.
+  bert, aug = ("large", "strong1") if large else ("base", "medium1")
+  path = f"{name}_16-i21k-300ep-lr_0.001-aug_{aug}-wd_0.1-do_0.0-sd_0.0.npz"
+  text = dict(type="hf_bert", path=f"bert-{bert}-uncased")
+  c.init = None if tiny else dict(image=dict(type="augreg", path=path), text=text)
   image = parts.size(name, type="vit", patch=16, res=res, act="gelu_tanh")
   c.model = dict(
     image=image,

@@ -148,16 +148,6 @@ def tables(type, *, pp="decode|resize(384)|clean(30)", **files):
   }
 
 
-def augreg_and_bert(name):
-  """What LiT starts from: big_vision's configs/proj/image_text/common.py `inits`."""
-  bert, aug = {"B": ("base", "medium1"), "L": ("large", "strong1")}[name]
-  image = f"{name}_16-i21k-300ep-lr_0.001-aug_{aug}-wd_0.1-do_0.0-sd_0.0.npz"
-  return dict(
-    image=dict(type="augreg", path=image),
-    text=dict(type="hf_bert", path=f"bert-{bert}-uncased"),
-  )
-
-
 def clip(image, *, patch, res, text, embed_dim, act="gelu"):
   """The model of CLIP: openai/CLIP clip/model.py.
 

@@ -91,7 +91,7 @@ def test_retrieval():
     model,
     dict(
       itc=itc.Objective(queue=size["queue_size"], distill=size["alpha"]),
-      itm=itm.Objective(width=model.text.width, columns="live"),
+      itm=itm.Objective(width=model.text.width, mined_by="live"),
     ),
     dict(itc=1.0, itm=1.0),
   )

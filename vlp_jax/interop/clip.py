@@ -108,8 +108,8 @@ def init(
 ) -> dict[str, Any]:
   """Parameters of a model from an official file: `c.init = dict(type="clip", path=…)`.
 
-  The table of image positions is resized to the model's grid, and floats become the
-  model's.
+  The table of image positions is resized to the model's grid, bicubic, and with
+  antialiasing in files of open_clip, which does it so. Floats become the model's.
 
   Args:
     abstract_params: the model's tree, without boxes; leaves have shape and dtype.
@@ -159,7 +159,7 @@ def _fill_image(abstract_params, tensors, path, into, skip, fresh):
 def parameter_rules(depth_image: int, depth_text: int, *, openai: bool) -> rules.Table:
   """The state dict <-> {"model": …} (sizes of `towers`, E embedding)."""
   table = [
-    *towers.clip_vit_rules("visual.", "model/image", depth_image),
+    *towers.clip_vit_rules("visual.", "model/image", depth_image, antialias=not openai),
     *towers.clip_text_rules("", "model/text", depth_text),
     rules.Rule("visual.proj", "model/image_proj/kernel", "W E -> W E"),
     rules.Rule("text_projection", "model/text_proj/kernel", "D E -> D E"),

@@ -150,11 +150,12 @@ def vit_block_rules(theirs: str, ours: str, depth: int) -> rules.Table:
 
 
 def clip_vit_rules(
-  theirs: str, ours: str, depth: int, *, pooled: str = "W"
+  theirs: str, ours: str, depth: int, *, pooled: str = "W", antialias: bool = False
 ) -> rules.Table:
   """The Vision Transformer of OpenAI's CLIP without its projection (W G M h L p q).
 
-  pooled: the width of its last norm, which CoCa's pooling makes another.
+  pooled: the width of its last norm, which CoCa's pooling makes another. antialias: how
+  its table of positions is resized, see `resize_to`.
   """
   return [
     rules.Rule(f"{theirs}class_embedding", f"{ours}/cls", "W -> W"),
@@ -162,7 +163,7 @@ def clip_vit_rules(
       f"{theirs}positional_embedding",
       f"{ours}/posemb",
       "L W -> L W",
-      fit=resize_to(1),
+      fit=resize_to(1, antialias=antialias),
     ),
     rules.Rule(f"{theirs}conv1.weight", f"{ours}/patch/kernel", "W 3 p q -> (p q 3) W"),
     *norm_rules(f"{theirs}ln_pre.", f"{ours}/norm_pre", "W"),
@@ -328,12 +329,18 @@ _KB = ("kernel", "bias")
 _QKV = ("query", "key", "value")
 
 
-def resize_to(prefix: int) -> Callable[[np.ndarray, tuple[int, ...]], np.ndarray]:
-  """What makes a table of positions, `prefix` rows of it no patches, of other shape."""
+def resize_to(
+  prefix: int, *, antialias: bool = False
+) -> Callable[[np.ndarray, tuple[int, ...]], np.ndarray]:
+  """What makes a table of positions, `prefix` rows of it no patches, of other shape.
+
+  antialias: see `posembed.resize_posembed`.
+  """
 
   def resize(table, shape):
     grid = round((shape[0] - prefix) ** 0.5)
-    return np.asarray(posembed.resize_posembed(table, grid, prefix=prefix))
+    options = dict(prefix=prefix, antialias=antialias)
+    return np.asarray(posembed.resize_posembed(table, grid, **options))
 
   return resize
 

@@ -29,7 +29,7 @@ class Objective(nn.Module):
       `build`; None: as the tokens.
     negatives: "hard" draws from the softmax of contrastive similarity, "random"
       evenly.
-    columns: whose embeddings a "hard" negative is found by: the teacher's, where there
+    mined_by: whose embeddings a "hard" negative is found by: the teacher's, where there
       is one (ALBEF, BLIP's pretraining), or the live ones (BLIP's retrieval).
     group: negatives come from within runs of so many rows (ALBEF: 64, the batch of
       one of its GPUs); None: from the global batch.
@@ -44,7 +44,7 @@ class Objective(nn.Module):
   width: int
   pooled_width: int | None = None
   negatives: Literal["hard", "random"] = "hard"
-  columns: Literal["teacher", "live"] = "teacher"
+  mined_by: Literal["teacher", "live"] = "teacher"
   group: int | None = None
   exclude: Literal["image", "pair"] = "image"
   layout: Literal["triples", "half"] = "triples"
@@ -69,7 +69,7 @@ class Objective(nn.Module):
     t2i = i2t = jnp.zeros(allowed.shape, jnp.float32)
     if self.negatives == "hard":
       # ALBEF and BLIP reuse ITC's similarities: live rows, teacher's columns.
-      live = teacher is None or self.columns == "live"
+      live = teacher is None or self.mined_by == "live"
       other = enc if live else teacher.enc
       scale = model.inverse_temperature()
       i2t = jax.lax.stop_gradient(scale * enc.zimg @ other.ztxt.T)
