@@ -269,7 +269,7 @@ def test_a_model_starts_from_a_file(tmp_path):
   table = params["model"]["image"]["posemb"]
   shapes["model"]["image"]["posemb"] = jax.ShapeDtypeStruct((36, 32), np.float32)
   got = initial.load(spec | dict(into="model/image"), shapes, model=model)
-  want = posembed.resize_posembed(table, 6, prefix=0)
+  want = posembed.resize_posembed(table, 6, prefix=0, how="corners")
   np.testing.assert_array_equal(got["model"]["image"]["posemb"], want)
   assert isinstance(got["model"]["log_scale"], jax.ShapeDtypeStruct)
   other = test_dual.folder_model(folder, dict(norm_eps=1e-5), dict(act="gelu"))
@@ -305,6 +305,22 @@ def test_files_of_a_run_and_of_others(tmp_path):
     big_vision.load(path)
   assert "unknown tensors (1):\n    img/adapter [1, 9, 40]" in str(error.value)
   assert "missing tensors (1):\n    txt/pos_embedding" in str(error.value)
+
+
+def test_what_siglip2_has_beside_its_towers_is_left_out():
+  """A decoder, a token for hidden patches, heads; what else is odd is listed."""
+  folder = REFERENCE / "hf_siglip"
+  model, params = test_dual.folder_model(folder), hf_dual.load(folder).params
+  more = jax.tree.map(lambda x: x, params)
+  more["model"]["decoder"] = dict(word=dict(embedding=np.zeros((3, 2))))
+  more["model"]["image"]["mask"] = np.zeros(32)
+  more["objectives_lm"] = dict(bias=np.zeros(3))
+  for module in (big_vision, hf_dual):
+    made = module.of_model(model, more)
+    jax.tree.map(np.testing.assert_array_equal, made.params, params)
+  more["model"]["image"]["odd"] = np.zeros(32)
+  with pytest.raises(ValueError, match=r"has no place for \(1\):\n.*model/image/odd"):
+    big_vision.export(big_vision.of_model(model, more).params)
 
 
 def test_other_models_are_refused():

@@ -137,7 +137,7 @@ def test_open_clip_resizes_with_antialiasing(tmp_path):
   shapes["model"]["image"]["posemb"] = jax.ShapeDtypeStruct((10, 128), np.float32)
   got = clip.init(shapes, path=tmp_path / "clip.pt")["model"]["image"]["posemb"]
   table = params["model"]["image"]["posemb"]
-  want = posembed.resize_posembed(table, 3, antialias=True)
+  want = posembed.resize_posembed(table, 3, how="antialiased")
   np.testing.assert_array_equal(got, want)
   assert np.abs(want - posembed.resize_posembed(table, 3)).max() > 1e-3
 

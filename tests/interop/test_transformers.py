@@ -63,11 +63,12 @@ CLIP_IDS = dict(bos_token_id=WORDS - 2, eos_token_id=WORDS - 1, pad_token_id=0)
 BLIP_IDS = dict(bos_token_id=129, eos_token_id=102, sep_token_id=102, pad_token_id=0)
 
 
-def _blip(width=36):
+def _blip(width=36, heads=3):
   """Towers of two widths, but for answers, whose decoder reads the encoded question."""
+  sizes = dict(hidden_size=width, num_attention_heads=heads)
   return dict(
     text_config=STACK | TEXT | BLIP_IDS | dict(encoder_hidden_size=width),
-    vision_config=SMALLER | IMAGE | dict(hidden_size=width),
+    vision_config=SMALLER | IMAGE | sizes,
     image_text_hidden_size=20,
   )
 
@@ -115,7 +116,7 @@ MODELS = {
   ),
   "BlipForConditionalGeneration": ("Blip", _blip()),
   "BlipForImageTextRetrieval": ("Blip", _blip()),
-  "BlipForQuestionAnswering": ("Blip", _blip(width=40) | {}),
+  "BlipForQuestionAnswering": ("Blip", _blip(width=40, heads=4)),
   "ViltModel": ("Vilt", VILT),
   "ViltForMaskedLM": ("Vilt", VILT | dict(hidden_act="gelu_new")),
   "ViltForQuestionAnswering": (
@@ -140,8 +141,6 @@ MODELS = {
     ),
   ),
 }
-# BLIP's vision tower has as many heads as go into its width.
-MODELS["BlipForQuestionAnswering"][1]["vision_config"]["num_attention_heads"] = 4
 FORMATS = dict(
   Bert="hf_bert",
   Roberta="hf_bert",

@@ -10,7 +10,6 @@ stack lie in one array ("…/encoderblock/…"). Files of a run hold the optimis
 from collections.abc import Mapping, Sequence
 import dataclasses
 import os
-import re
 from typing import Any
 
 import numpy as np
@@ -92,8 +91,7 @@ def export(params: Mapping[str, Any], *, rows: bool = False) -> dict[str, np.nda
 def of_model(model: Any, params: Mapping[str, Any]) -> Checkpoint:
   """Both towers of a trained model of SigLIP's kind.
 
-  What big_vision's two towers have no names for (a decoder, heads of other objectives)
-  is left out.
+  What is `dual.BESIDE` the towers is left out.
 
   Args:
     model: the VLM. params: its pretrainer's, arrays without boxes.
@@ -102,10 +100,8 @@ def of_model(model: Any, params: Mapping[str, Any]) -> Checkpoint:
     ValueError: it is of another kind; lists the fields.
   """
   made_with_lib.check(model, MADE_WITH, "a model of big_vision")
-  leaves = tree_lib.flatten(params)
-  own = re.compile(r"model/(image|text|image_proj|text_proj)/.*|model/log_scale")
-  kept = {k: x for k, x in leaves.items() if own.fullmatch(k) or k == dual.BIAS}
-  return Checkpoint(rules.nest(kept), naflex=isinstance(model.image, naflex.Encoder))
+  rows = isinstance(model.image, naflex.Encoder)
+  return Checkpoint(dual.towers_of(params), naflex=rows)
 
 
 def init(
@@ -120,8 +116,7 @@ def init(
 ) -> dict[str, Any]:
   """Parameters of a model: `c.init = dict(type="big_vision", path=…)`.
 
-  The table of image positions is resized to the model's grid, bicubic (big_vision's own
-  way is bilinear).
+  The table of image positions is resized to the model's grid as big_vision does it.
 
   Args:
     abstract_params: the model's tree, without boxes; leaves have shape and dtype.
@@ -283,7 +278,7 @@ def _image_rules(start, ours, described):
       f"{start}pos_embedding",
       f"{ours}/posemb",
       positions,
-      fit=towers.resize_to(prefix),
+      fit=towers.resize_to(prefix, how="corners"),
     ),
     *_block_rules(f"{start}Transformer/", ours, described.image),
   ]

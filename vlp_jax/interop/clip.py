@@ -158,8 +158,9 @@ def _fill_image(abstract_params, tensors, path, into, skip, fresh):
 
 def parameter_rules(depth_image: int, depth_text: int, *, openai: bool) -> rules.Table:
   """The state dict <-> {"model": …} (sizes of `towers`, E embedding)."""
+  how = "bicubic" if openai else "antialiased"
   table = [
-    *towers.clip_vit_rules("visual.", "model/image", depth_image, antialias=not openai),
+    *towers.clip_vit_rules("visual.", "model/image", depth_image, how=how),
     *towers.clip_text_rules("", "model/text", depth_text),
     rules.Rule("visual.proj", "model/image_proj/kernel", "W E -> W E"),
     rules.Rule("text_projection", "model/text_proj/kernel", "D E -> D E"),

@@ -133,7 +133,9 @@ def parameter_rules(
   image, text = f"{ours}model/image", f"{ours}model/text"
   fusion = f"{ours}model/fusion"
   return [
-    *towers.clip_vit_rules("visual.", image, depth_image, pooled="E", antialias=True),
+    *towers.clip_vit_rules(
+      "visual.", image, depth_image, pooled="E", how="antialiased"
+    ),
     rules.Rule("visual.attn_pool.query", f"{image}/query_pool/query", "Q E -> Q E"),
     *towers.norm_rules("visual.attn_pool.ln_q.", f"{image}/query_pool/norm_query", "E"),
     *towers.norm_rules("visual.attn_pool.ln_k.", f"{image}/query_pool/norm", "W"),

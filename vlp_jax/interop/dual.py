@@ -6,6 +6,7 @@ A layout is a table of rules for two towers, and where in it to look for their s
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import os
+import re
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,17 @@ from vlp_jax.ops import tree as tree_lib
 
 # Where the bias of a sigmoid loss is.
 BIAS = "objectives_itc/bias"
+
+
+# Of a model that was trained here, what no dual encoder of others has: SigLIP 2's
+# decoder, its token for hidden patches, heads of other objectives.
+BESIDE = r"model/decoder/.*|model/image/mask|objectives_(?!itc/bias$).*"
+
+
+def towers_of(params: Mapping[str, Any]) -> dict[str, Any]:
+  """The parameters of a pretrainer without what is `BESIDE` the towers."""
+  leaves = tree_lib.flatten(params)
+  return rules.nest({k: x for k, x in leaves.items() if not re.fullmatch(BESIDE, k)})
 
 
 @dataclasses.dataclass(frozen=True)

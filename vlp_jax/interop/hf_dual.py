@@ -142,7 +142,7 @@ def model_spec(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def of_model(model: Any, params: Mapping[str, Any]) -> Checkpoint:
-  """A model of ours as one of theirs.
+  """A model of ours as one of theirs; what is `dual.BESIDE` the towers is left out.
 
   Args:
     model: the `VLM`: config.json says its fields. Its text encoder's vocabulary tells
@@ -159,7 +159,7 @@ def of_model(model: Any, params: Mapping[str, Any]) -> Checkpoint:
   # A reader must understand what we write as this model.
   spec = _spec(config, kind)
   made_with.check(model, _told(spec), LAYOUTS[kind].what)
-  return Checkpoint(dict(params), config)
+  return Checkpoint(dual.towers_of(params), config)
 
 
 def export(params: Mapping[str, Any], kind: str) -> dict[str, np.ndarray]:

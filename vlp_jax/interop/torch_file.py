@@ -238,6 +238,7 @@ def _complex(*parts):
 
 
 def _ordered(items):
+  items = items.items() if isinstance(items, dict) else items
   pairs = [tuple(pair) for pair in items]
   unpickler.hashable(key for key, _ in pairs)
   return dict(pairs)

@@ -150,12 +150,17 @@ def vit_block_rules(theirs: str, ours: str, depth: int) -> rules.Table:
 
 
 def clip_vit_rules(
-  theirs: str, ours: str, depth: int, *, pooled: str = "W", antialias: bool = False
+  theirs: str,
+  ours: str,
+  depth: int,
+  *,
+  pooled: str = "W",
+  how: posembed.How = "bicubic",
 ) -> rules.Table:
   """The Vision Transformer of OpenAI's CLIP without its projection (W G M h L p q).
 
-  pooled: the width of its last norm, which CoCa's pooling makes another. antialias: how
-  its table of positions is resized, see `resize_to`.
+  pooled: the width of its last norm, which CoCa's pooling makes another. how: its table
+  of positions is resized, see `resize_to`.
   """
   return [
     rules.Rule(f"{theirs}class_embedding", f"{ours}/cls", "W -> W"),
@@ -163,7 +168,7 @@ def clip_vit_rules(
       f"{theirs}positional_embedding",
       f"{ours}/posemb",
       "L W -> L W",
-      fit=resize_to(1, antialias=antialias),
+      fit=resize_to(1, how=how),
     ),
     rules.Rule(f"{theirs}conv1.weight", f"{ours}/patch/kernel", "W 3 p q -> (p q 3) W"),
     *norm_rules(f"{theirs}ln_pre.", f"{ours}/norm_pre", "W"),
@@ -330,17 +335,16 @@ _QKV = ("query", "key", "value")
 
 
 def resize_to(
-  prefix: int, *, antialias: bool = False
+  prefix: int, *, how: posembed.How = "bicubic"
 ) -> Callable[[np.ndarray, tuple[int, ...]], np.ndarray]:
   """What makes a table of positions, `prefix` rows of it no patches, of other shape.
 
-  antialias: see `posembed.resize_posembed`.
+  how: see `posembed.resize_posembed`.
   """
 
   def resize(table, shape):
     grid = round((shape[0] - prefix) ** 0.5)
-    options = dict(prefix=prefix, antialias=antialias)
-    return np.asarray(posembed.resize_posembed(table, grid, **options))
+    return np.asarray(posembed.resize_posembed(table, grid, prefix=prefix, how=how))
 
   return resize
 

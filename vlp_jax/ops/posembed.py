@@ -4,6 +4,7 @@ Shape letters: P positions of a grid (G * G), D width, G grid, T new grid.
 """
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,12 @@ import numpy as np
 
 # Of torch's bicubic; PIL and TensorFlow use -0.5.
 CUBIC_A = -0.75
+# How a table is resized.
+How = Literal["bicubic", "antialiased", "corners"]
 
 
 def resize_posembed(
-  table: jax.Array, new_grid: int, *, prefix: int = 1, antialias: bool = False
+  table: jax.Array, new_grid: int, *, prefix: int = 1, how: How = "bicubic"
 ) -> jax.Array:
   """A learned table for another resolution, as ALBEF resizes it.
 
@@ -25,7 +28,9 @@ def resize_posembed(
     table: float [prefix + G * G, D], patches by rows.
     new_grid: T, patches along a side.
     prefix: rows before those of the patches (1: a class token).
-    antialias: as open_clip resizes it (model.py `resize_pos_embed`).
+    how: "antialiased" is bicubic as open_clip resizes it (model.py
+      `resize_pos_embed`), "corners" bilinear, corner on corner, as big_vision does
+      (models/vit.py `resample_posemb`).
 
   Returns:
     float [prefix + T * T, D]; the table itself where T is G.
@@ -43,8 +48,7 @@ def resize_posembed(
   if grid == new_grid:
     return table
   kept, moved = table[:prefix], table[prefix:]
-  weights = antialiased_weights if antialias else bicubic_weights
-  weights_TG = weights(grid, new_grid)
+  weights_TG = WEIGHTS[how](grid, new_grid)
   resized = jnp.einsum(
     "TG,UW,GWD->TUD",
     weights_TG,
@@ -154,6 +158,21 @@ def antialiased_weights(size: int, new_size: int) -> np.ndarray:
   away = np.abs(np.arange(size) + 0.5 - center[:, None]) / max(step, 1.0)
   weights = np.where(away < 2, _cubic(away, a=-0.5), 0.0)
   return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def corner_weights(size: int, new_size: int) -> np.ndarray:
+  """float32 [new_size, size]: linear between two neighbours, the ends on the ends.
+
+  `scipy.ndimage.zoom(order=1)`.
+  """
+  at = np.linspace(0, size - 1, new_size)
+  near = 1.0 - np.abs(at[:, None] - np.arange(size))
+  return np.maximum(near, 0.0).astype(np.float32)
+
+
+WEIGHTS = dict(
+  bicubic=bicubic_weights, antialiased=antialiased_weights, corners=corner_weights
+)
 
 
 def _cubic(x, a=CUBIC_A):
