@@ -362,6 +362,47 @@ def test_timm_files_come_and_go(tmp_path):
   )
 
 
+def test_deit_with_its_second_token(tmp_path):
+  """dist_token and head_dist of timm; the table has a row more before the patches."""
+  image = dict(hf_vit.load(REFERENCE / "vit").params["model"]["image"])
+  rng = np.random.default_rng(0)
+  image["dist"] = rng.normal(size=32).astype(np.float32)
+  image["posemb"] = rng.normal(size=(2 + 16, 32)).astype(np.float32)
+  heads = {
+    name: dict(kernel=np.ones((32, 5), np.float32), bias=np.zeros(5, np.float32))
+    for name in ("classifier", "distillation_classifier")
+  }
+  path = tmp_path / "deit.pth"
+  params = {"model": {"image": image}} | heads
+  timm_vit.save(path, timm_vit.Checkpoint(params), key="model")
+  assert {"dist_token", "head_dist.bias"} <= reader.load(path).keys()
+  again = timm_vit.load(path, num_heads=4)
+  jax.tree.map(np.testing.assert_array_equal, again.params, params)
+  model = albef_of(res=64)
+  plain = shapes(model)
+  with pytest.raises(ValueError, match="dist_token -> model/image/dist"):
+    initial.load(dict(type="timm_vit", path=str(path)), plain)
+  tower = model.image.clone(distill_token=True, norm_eps=1e-6)
+  model = model.clone(image=tower)
+  got = initial.load(dict(type="timm_vit", path=str(path)), shapes(model), model=model)
+  resized = posembed.resize_posembed(image["posemb"], 8, prefix=2)
+  np.testing.assert_allclose(got["model"]["image"]["posemb"], resized, rtol=1e-6)
+  written = hf_vit.of_model(model, got)
+  assert written.config["model_type"] == "deit" and written.fields["distill_token"]
+  hf_vit.save(tmp_path / "hf", written)
+  back = hf_vit.load(tmp_path / "hf")
+  assert back.fields == written.fields
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    back.params["model"],
+    dict(image=got["model"]["image"]),
+  )
+  with pytest.raises(ValueError, match="distill_token=True wants class_token=True"):
+    vit.Encoder(
+      **again_fields(model), class_token=False, distill_token=True, pool="mean"
+    ).init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
+
+
 def test_what_the_albef_config_starts_from(tmp_path):
   """Its parts fit the tree that it makes: here with small files in their places."""
   spec = config_lib.run(config_lib.load(str(ROOT / "configs" / "albef.py"))).init

@@ -93,7 +93,7 @@ def init(
 
   The table of positions is resized to the model's grid as timm does it for BLIP and
   ViLT, bicubic (vit_jax's own way is bilinear). Arguments and errors are those of
-  `hf_bert.init`.
+  `hf_bert.init`; `made_with` is of the module of that name.
   """
   file = pathlib.Path(path)
   if re.fullmatch(AUGREG, file.name) and not file.exists():

@@ -99,7 +99,8 @@ def init(
   """The image tower of a model from a file; the classifier is left out.
 
   The table of positions is resized to the model's grid, as ALBEF's official code does
-  it. Arguments and errors are those of `hf_bert.init`; no file tells its heads.
+  it. Arguments and errors are those of `hf_bert.init`; no file tells its heads,
+  and `made_with` is of the module of that name.
 
   into: path of the tower, or {"image": path, "fusion": path}, where the blocks and the
   norm behind them are a fusion's, and the tower has the patches (ViLT).
