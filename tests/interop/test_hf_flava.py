@@ -39,6 +39,7 @@ WIDTH = FIELDS["fusion"]["width"]
 @dataclasses.dataclass(frozen=True)
 class Vocab:
   size: int = CONFIG["text_config"]["vocab_size"]
+  pad: int = 0
   mask: int = 103
   special: tuple[int, ...] = (101, 102)
 
