@@ -32,6 +32,7 @@ IMPORTS = {
 ENTRY = {
   "__init__",
   "__main__",
+  "bench",
   "build",
   "card",
   "cli",

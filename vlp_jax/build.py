@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
+import functools
 import inspect
 import itertools
 import pathlib
@@ -21,12 +22,14 @@ from vlp_jax.data import columns as columns_lib
 from vlp_jax.data import pp
 from vlp_jax.data.tokenizers import sentencepiece
 from vlp_jax.models import vlm
+from vlp_jax.training import accumulate
 from vlp_jax.training import distributed
 from vlp_jax.training import guard as guard_lib
 from vlp_jax.training import optim as optim_lib
 from vlp_jax.training import preemption as preemption_lib
 from vlp_jax.training import sharding as sharding_lib
 from vlp_jax.training import step as step_lib
+from vlp_jax.training import stepping as stepping_lib
 
 # Fields of the whole model that its towers share, unless they name their own.
 SHARED = ("backend", "dtype", "remat", "unroll")
@@ -256,6 +259,69 @@ class Job:
       sharding=self.sharding,
     )
 
+  @property
+  def layout(self) -> accumulate.Layout:
+    """The microbatches of a step.
+
+    Raises:
+      ValueError: `config.accumulate` cannot be had.
+    """
+    return accumulate.layout(
+      self.pretrainer.objectives,
+      batch_size=self.config.batch_size,
+      count=self.config.accumulate,
+      parts=sharding_lib.batch_parts(self.mesh),
+    )
+
+
+def stepping(job: Job) -> stepping_lib.Whole | stepping_lib.Streamed:
+  """The train step, as the run takes it."""
+  given = (job.pretrainer, job.tx)
+  how = dict(
+    seed=job.config.seed, ema_decay=job.config.ema_decay, schedule=job.schedule
+  )
+  where = (job.abstract_state(), job.batch, job.mesh)
+  guarded = functools.partial(guard_lib.guarded, guard=job.guard, schedule=job.schedule)
+  if job.config.accumulate == 1:
+    step = step_lib.make_train_step(*given, **how)
+    return stepping_lib.Whole(guarded(step), *where)
+  reads = pretrainer_lib.ACROSS
+  stages = accumulate.make_stages(*given, layout=job.layout, reads=reads, **how)
+  if job.config.accumulate_stream:
+    return stepping_lib.Streamed(stages, *where)
+  return stepping_lib.Whole(guarded(accumulate.make_train_step(stages)), *where)
+
+
+def rows(job: Job) -> np.ndarray:
+  """Rows of each batch that this process reads: [R], or [M, R] of its microbatches.
+
+  Raises:
+    ValueError: a microbatch would have rows of other processes, or a step could not be
+      left out.
+  """
+  whole = sharding_lib.local_rows(job.config.batch_size, job.mesh)
+  if not job.config.accumulate_stream:
+    return whole
+  if job.guard.decides:
+    raise ValueError(
+      "config: accumulate_stream=True: the state before a step is not kept, so"
+      ' config.guard can only "stop": leave guard.nonfinite and guard.spike out, or set'
+      " accumulate_stream=False."
+    )
+  pieces = stepping_lib.local_pieces(job.layout, job.mesh)
+  if not np.array_equal(np.sort(pieces, axis=None), whole):
+    raise ValueError(
+      "config: accumulate_stream=True: neighbours that have to stay together leave"
+      f" {job.layout.parts} runs of rows for {jax.process_count()} processes: choose a"
+      " smaller objectives.itm.group, or lower accumulate."
+    )
+  return pieces
+
+
+def programs(job: Job) -> list[stepping_lib.Program]:
+  """All that a step of the run compiles, with the shapes it is called with."""
+  return stepping(job).programs
+
 
 def job(config: config_lib.Run, workdir: epath.Path) -> Job:
   """Checks a config as a whole, and builds what it names.
@@ -285,7 +351,7 @@ def job(config: config_lib.Run, workdir: epath.Path) -> Job:
   optim = component("", config.optim, "optim", default=OPTIM, time=time)
   params = step_lib.abstract_params(trained, batch)
   tx, schedule = optim_lib.make(optim, params, total_steps=time.total)
-  return Job(
+  made = Job(
     config=config,
     workdir=workdir,
     source=train_source,
@@ -300,6 +366,8 @@ def job(config: config_lib.Run, workdir: epath.Path) -> Job:
     preemption=preemption,
     batch=batch,
   )
+  rows(made)  # checked now, before anything is compiled
+  return made
 
 
 def _check_takes_sizes(encoder, *, grids=False):

@@ -69,13 +69,13 @@ def _train(job, stop, *, first, start_time):
     state, meta, position = None, {}, 0
 
   # --- Data and step -------------------------------------------------------------
-  batches, ahead = _data(job, position)
+  train_step = build.stepping(job)
+  batches, ahead = _data(job, position, train_step)
   if state is None:
     state = _fresh(job, abstract)
   begun = done = int(state.step)
   _tell(first, _summary(job, state))
   waiting = timing.Waiting(ahead)
-  train_step = _train_step(job, abstract)
 
   # --- The loop ------------------------------------------------------------------
   total = job.time.total
@@ -135,7 +135,7 @@ def _train(job, stop, *, first, start_time):
           done = int(state.step)
           _tell(first, f"goes back to step {done}, and on after the data of step {bad}")
           batches.close()
-          batches, ahead = _data(job, position)
+          batches, ahead = _data(job, position, train_step)
           until_the_end.enter_context(contextlib.closing(batches))
           waiting.go_on_with(ahead)
           watch.goes_on_from(state.guard)
@@ -277,8 +277,8 @@ def _profiler(job, until_the_end):
   return profiler
 
 
-def _data(job, position):
-  """(batches from a position of the run on, the same ahead on the device)."""
+def _data(job, position, train_step):
+  """(batches from a position of the run on, the same as the step takes them)."""
   config = job.config
   batches = pipeline.train_batches(
     job.source,
@@ -287,7 +287,7 @@ def _data(job, position):
     batch_size=config.batch_size,
     seed=config.seed,
     start=position,
-    rows=sharding.local_rows(config.batch_size, job.mesh),
+    rows=build.rows(job),
     max_bad=config.data.max_bad,
     workers=config.data.workers,
     block=config.data.block,
@@ -295,29 +295,7 @@ def _data(job, position):
       job.pretrainer.objectives, res=job.pretrainer.model.image.res
     ),
   )
-  return batches, sharding.prefetch(build.check_batches(job, batches), job.mesh)
-
-
-def _train_step(job, abstract):
-  """The step, compiled when it is called first."""
-  return jax.jit(
-    guard.guarded(
-      step_lib.make_train_step(
-        job.pretrainer,
-        job.tx,
-        seed=job.config.seed,
-        ema_decay=job.config.ema_decay,
-        schedule=job.schedule,
-      ),
-      job.guard,
-      schedule=job.schedule,
-    ),
-    donate_argnums=0,
-    out_shardings=(
-      jax.tree.map(lambda x: x.sharding, abstract),
-      sharding.replicated(job.mesh),
-    ),
-  )
+  return batches, train_step.feed(build.check_batches(job, batches))
 
 
 def _owed(meta, evaluators, writer, step):

@@ -80,6 +80,20 @@ def test_each_word_does_the_same_alone_and_in_the_pipeline():
       assert TOKENIZER.decode(text) == want["caption"]
 
 
+# --- Pieces ---------------------------------------------------------------------------
+
+
+def test_a_batch_in_pieces_is_the_batch():
+  source = pictures.source(50)
+  rows = np.array([[0, 1, 4, 5], [2, 3, 6, 7], [9, 8, 11, 10]])
+  whole = batches(source, 2, batch_size=16, start=16)
+  pieces = batches(source, 6, batch_size=16, start=16, rows=rows)
+  for i, batch in enumerate(whole):
+    for piece, which in zip(pieces[3 * i :], rows, strict=False):
+      for key, value in batch.items():
+        np.testing.assert_array_equal(piece[key], value[which])
+
+
 # --- Order ----------------------------------------------------------------------------
 
 

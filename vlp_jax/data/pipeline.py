@@ -116,7 +116,8 @@ def train_batches(
     batch_size: of the whole run.
     seed: of order and augmentation, 0 or more.
     start: examples that the run has seen.
-    rows: int [R], those of each batch that this process yields; None: all.
+    rows: int [R], those of each batch that this process yields; None: all. [M, R]: a
+      batch comes in so many pieces, one after the other.
     max_bad: share of broken records beyond which iterating raises BadDataError.
     workers: batches that are prepared at once; None: by the number of cores.
     block: so many examples that lie side by side in the source stay together.
@@ -141,17 +142,18 @@ def train_batches(
   if batch_size < 1:
     raise ValueError(f"config: batch_size={batch_size}: want 1 or more.")
   rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
-  if not len(rows) or not (0 <= rows.min() <= rows.max() < batch_size):
+  if not rows.size or not (0 <= rows.min() <= rows.max() < batch_size):
     raise ValueError(f"rows={rows.tolist()}: want some of 0 … {batch_size - 1}.")
+  pieces = tf.constant(np.atleast_2d(rows), tf.int64)
   if seed < 0 or start < 0:
     raise ValueError(f"seed={seed}, start={start}: want 0 or more.")
   more = columns or columns_lib.Columns()
   loader = _Loader(source, op, tokenizer, seed, more)
   kinds = COLUMNS | {name: tf.as_dtype(x.dtype) for name, x in more.empty().items()}
-  loaded: dict[int, Any] = {}  # what is to be told of a batch, by its first position
+  loaded: dict[int, Any] = {}  # what is to be told of a batch, by its number
   more_wanted = tf.Variable(True, trainable=False)
 
-  def load(begin, positions, indices):
+  def load(number, positions, indices):
     try:
       batch, broken = loader.batch(positions, indices)
     except Exception as error:
@@ -159,20 +161,21 @@ def train_batches(
       batch = {key: np.zeros(0, t.as_numpy_dtype) for key, t in kinds.items()}
       broken = error
     extra = {key: value for key, value in batch.items() if key not in kinds}
-    loaded[int(begin)] = broken, extra
+    loaded[int(number)] = broken, extra
     return tuple(batch[key] for key in kinds)
 
-  def step(begin):
-    positions = begin + tf.constant(rows, tf.int64)
+  def step(number):
+    begin = start + number // pieces.shape[0] * batch_size
+    positions = begin + pieces[number % pieces.shape[0]]
     indices = shuffled(positions, len(source), seed, block=block)
     types = tuple(kinds.values())
-    return begin, tuple(tf.numpy_function(load, (begin, positions, indices), types))
+    return number, tuple(tf.numpy_function(load, (number, positions, indices), types))
 
   parallel = workers or max(1, min(8, _cores() // 2))
   options = tf.data.Options()
   options.deterministic = True
   options.threading.private_threadpool_size = parallel + 1
-  steps = tf.data.Dataset.range(start, tf.int64.max, batch_size)
+  steps = tf.data.Dataset.range(tf.int64.max)
   steps = steps.take_while(lambda _: more_wanted.read_value())
   data = steps.map(step, num_parallel_calls=parallel).prefetch(2).with_options(options)
   return TrainBatches(data, loaded, Bad(max_bad), tuple(kinds), more_wanted)
@@ -204,8 +207,8 @@ class TrainBatches:
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
-    begin, columns = next(self._iterator)
-    broken, extra = self._loaded.pop(int(begin))
+    number, columns = next(self._iterator)
+    broken, extra = self._loaded.pop(int(number))
     if isinstance(broken, Exception):
       raise broken
     batch = dict(zip(self._names, columns, strict=True)) | extra
