@@ -30,6 +30,14 @@ DEIT_AND_BERT = dict(
   ),
 )
 
+# The image tower that METER starts from: OpenAI's file, whose last layer is left out.
+CLIP_IMAGE = dict(
+  type="clip",
+  path="ViT-B-16.pt",
+  into="model/image",
+  skip=(r"visual\.transformer\.resblocks\.11\..*",),
+)
+
 
 def base(**fields):
   """A config with the given fields and nothing else: defaults live in the code."""

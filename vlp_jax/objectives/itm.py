@@ -29,6 +29,8 @@ class Objective(nn.Module):
       `build`; None: as the tokens.
     negatives: "hard" draws from the softmax of contrastive similarity, "random"
       evenly.
+    mined_by: whose embeddings a "hard" negative is found by: the teacher's, where there
+      is one (ALBEF, BLIP's pretraining), or the live ones (BLIP's retrieval).
     group: negatives come from within runs of so many rows (ALBEF: 64, the batch of
       one of its GPUs); None: from the global batch.
     exclude: "image" never takes a text of the same image for a negative, "pair" only
@@ -43,6 +45,7 @@ class Objective(nn.Module):
   width: int
   pooled_width: int | None = None
   negatives: Literal["hard", "random"] = "hard"
+  mined_by: Literal["teacher", "live"] = "teacher"
   group: int | None = None
   exclude: Literal["image", "pair"] = "image"
   layout: Literal["triples", "half"] = "triples"
@@ -114,8 +117,9 @@ class Objective(nn.Module):
     allowed = mask_lib.negatives_allowed(ids, group=self.group, matches=self.exclude)
     t2i = i2t = jnp.zeros(allowed.shape, jnp.float32)
     if self.negatives == "hard":
-      # The official code reuses ITC's similarities: live rows, teacher's columns.
-      other = enc if teacher is None else teacher.enc
+      # ALBEF and BLIP reuse ITC's similarities: live rows, teacher's columns.
+      live = teacher is None or self.mined_by == "live"
+      other = enc if live else teacher.enc
       scale = model.inverse_temperature()
       i2t = jax.lax.stop_gradient(scale * enc.zimg @ other.ztxt.T)
       t2i = jax.lax.stop_gradient(scale * enc.ztxt @ other.zimg.T)
