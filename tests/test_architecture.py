@@ -37,6 +37,8 @@ ENTRY = {
   "convert",
   "evaluate",
   "loop",
+  "plan",
+  "planning",
   "report",
   "train",
 }

@@ -25,6 +25,12 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, nn.logical_to_mesh_axes(axes))
 
 
+def platform() -> str:
+  """ "cpu", "gpu" or "tpu": of the mesh, which may be of devices that are not here."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
 def kernel_init(std: float | None, fan_in: int) -> Callable:
   """Truncated normal of deviation `std`, or 1 / sqrt(fan_in) where it is None."""
   std = fan_in**-0.5 if std is None else std
