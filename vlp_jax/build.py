@@ -19,9 +19,11 @@ from vlp_jax.data import columns as columns_lib
 from vlp_jax.data import pp
 from vlp_jax.data.tokenizers import sentencepiece
 from vlp_jax.models import vlm
+from vlp_jax.training import accumulate
 from vlp_jax.training import optim as optim_lib
 from vlp_jax.training import sharding as sharding_lib
 from vlp_jax.training import step as step_lib
+from vlp_jax.training import stepping as stepping_lib
 
 # Fields of the whole model that its towers share, unless they name their own.
 SHARED = ("backend", "dtype", "remat", "unroll")
@@ -232,6 +234,59 @@ class Job:
       sharding=self.sharding,
     )
 
+  @property
+  def layout(self) -> accumulate.Layout:
+    """The microbatches of a step.
+
+    Raises:
+      ValueError: `config.accumulate` cannot be had.
+    """
+    return accumulate.layout(
+      self.pretrainer.objectives,
+      batch_size=self.config.batch_size,
+      count=self.config.accumulate,
+      parts=sharding_lib.batch_parts(self.mesh),
+    )
+
+
+def stepping(job: Job) -> stepping_lib.Whole | stepping_lib.Streamed:
+  """The train step, as the run takes it."""
+  given = (job.pretrainer, job.tx)
+  how = dict(
+    seed=job.config.seed, ema_decay=job.config.ema_decay, schedule=job.schedule
+  )
+  where = (job.abstract_state(), job.batch, job.mesh)
+  if job.config.accumulate == 1:
+    return stepping_lib.Whole(step_lib.make_train_step(*given, **how), *where)
+  reads = pretrainer_lib.ACROSS
+  stages = accumulate.make_stages(*given, layout=job.layout, reads=reads, **how)
+  if job.config.accumulate_stream:
+    return stepping_lib.Streamed(stages, *where)
+  return stepping_lib.Whole(accumulate.make_train_step(stages), *where)
+
+
+def pieces(job: Job) -> dict[str, int]:
+  """How the batches of the run come from its data: arguments of `train_batches`.
+
+  Raises:
+    ValueError: a microbatch would have rows of other processes.
+  """
+  layout, processes = job.layout, jax.process_count()
+  if not job.config.accumulate_stream:
+    return {}
+  if layout.parts % processes:
+    raise ValueError(
+      "config: accumulate_stream=True: neighbours that have to stay together leave"
+      f" {layout.parts} runs of rows for {processes} processes: choose a smaller"
+      " objectives.itm.group, or lower accumulate."
+    )
+  return dict(pieces=layout.count, runs=layout.parts // processes)
+
+
+def programs(job: Job) -> list[stepping_lib.Program]:
+  """All that a step of the run compiles, with the shapes it is called with."""
+  return stepping(job).programs
+
 
 def job(config: config_lib.Run, workdir: pathlib.Path) -> Job:
   """Checks a config as a whole, and builds what it names.
@@ -273,7 +328,7 @@ def shapes(
   optim = component("", config.optim, "optim", default=OPTIM, time=time)
   params = step_lib.abstract_params(trained, batch)
   tx, schedule = optim_lib.make(optim, params, total_steps=time.total)
-  return Job(
+  made = Job(
     config=config,
     workdir=None,
     source=None,
@@ -286,6 +341,8 @@ def shapes(
     schedule=schedule,
     batch=batch,
   )
+  pieces(made)  # checked now, before anything is compiled
+  return made
 
 
 def trained_on(

@@ -156,7 +156,7 @@ def folder() -> pathlib.Path:
 
 
 def of_config(file: str) -> pathlib.Path | None:
-  """The card of "configs/albef.py:tiny", configs/cards/albef.toml; None: it has none."""
+  """Of "configs/albef.py:tiny" it is configs/cards/albef.toml; None: it has none."""
   path = pathlib.Path(file.partition(":")[0]).with_suffix(".toml")
   if "configs" not in path.parts:
     return None

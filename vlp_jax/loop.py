@@ -75,27 +75,15 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
     columns=columns_lib.of(
       job.pretrainer.objectives, res=job.pretrainer.model.image.res
     ),
+    **build.pieces(job),
   )
   fitting = build.check_batches(job, batches)
   if state is None:
     state = _fresh(job, abstract)
   begun = int(state.step)
   _tell(first, _summary(job, state))
-  waiting = timing.Waiting(sharding.prefetch(fitting, job.mesh))
-  train_step = jax.jit(
-    step_lib.make_train_step(
-      job.pretrainer,
-      job.tx,
-      seed=config.seed,
-      ema_decay=config.ema_decay,
-      schedule=job.schedule,
-    ),
-    donate_argnums=0,
-    out_shardings=(
-      jax.tree.map(lambda x: x.sharding, abstract),
-      sharding.replicated(job.mesh),
-    ),
-  )
+  train_step = build.stepping(job)
+  waiting = timing.Waiting(train_step.feed(fitting))
 
   # --- The loop ------------------------------------------------------------------
   total = job.time.total

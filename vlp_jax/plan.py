@@ -1,4 +1,4 @@
-"""Compiles a run for hardware that is not here: does it fit, and how long would it take?
+"""Compiles a run for hardware that is not here: does it fit, and how long does it take?
 
 vlp-jax plan --config=FILE[:arg] [--topology=KIND:SHAPE] [--config.a.b=value …]
 vlp-jax plan --all [NAME …] --out=DIR
@@ -82,8 +82,8 @@ def _parser():
     "--all",
     nargs="*",
     metavar="NAME",
-    help="plans every config that has a card with a slice, or those that are named, each"
-    " in a process of its own, and writes a table of all in --out",
+    help="plans every config that has a card with a slice, or those that are named,"
+    " each in a process of its own, and writes a table of all in --out",
   )
   add("--out", type=pathlib.Path, metavar="DIR", help="of --all: plan.md and NAME.json")
   add(

@@ -107,6 +107,8 @@ def train_batches(
   workers: int | None = None,
   block: int = 1,
   columns: columns_lib.Columns | None = None,
+  pieces: int = 1,
+  runs: int = 1,
 ) -> "TrainBatches":
   """Endless batches from position `start` of the run on.
 
@@ -122,6 +124,9 @@ def train_batches(
     workers: batches that are prepared at once; None: by the number of cores.
     block: so many examples that lie side by side in the source stay together.
     columns: what a batch has beside these; None: nothing.
+    pieces, runs: a batch comes in so many pieces, one after the other. The process's
+      rows are `runs` runs of neighbours, of each of which a piece has an equal part, as
+      `training/accumulate.py` cuts a batch.
 
   Returns:
     Iterator of {"image": uint8 [B, R, R, 3], "text": int32 [B, L], "text_mask": bool
@@ -149,6 +154,11 @@ def train_batches(
   if seed < 0 or start < 0:
     raise ValueError(f"seed={seed}, start={start}: want 0 or more.")
   rows = batch_size // process_count
+  if rows % (pieces * runs):
+    raise ValueError(
+      f"config: batch_size={batch_size}: the {rows} rows of a process do not make"
+      f" {pieces} pieces of {runs} runs."
+    )
   first = start + process_index * rows
   more = columns or columns_lib.Columns()
   loader = _Loader(source, op, tokenizer, seed, more)
@@ -167,8 +177,12 @@ def train_batches(
     loaded[int(begin)] = broken, extra
     return tuple(batch[key] for key in kinds)
 
-  def step(begin):
-    positions = begin + tf.range(rows, dtype=tf.int64)
+  run = rows // runs
+  within = np.arange(runs)[:, None] * run + np.arange(run // pieces)[None, :]
+
+  def step(number):
+    begin = first + number // pieces * batch_size + number % pieces * (run // pieces)
+    positions = begin + tf.constant(within.reshape(-1), tf.int64)
     indices = shuffled(positions, len(source), seed, block=block)
     types = tuple(kinds.values())
     return begin, tuple(tf.numpy_function(load, (begin, positions, indices), types))
@@ -177,7 +191,7 @@ def train_batches(
   options = tf.data.Options()
   options.deterministic = True
   options.threading.private_threadpool_size = parallel + 1
-  steps = tf.data.Dataset.range(first, tf.int64.max, batch_size)
+  steps = tf.data.Dataset.range(tf.int64.max)
   steps = steps.take_while(lambda _: more_wanted.read_value())
   data = steps.map(step, num_parallel_calls=parallel).prefetch(2).with_options(options)
   return TrainBatches(data, loaded, Bad(max_bad), tuple(kinds), more_wanted)

@@ -26,9 +26,18 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def platform() -> str:
-  """ "cpu", "gpu" or "tpu": of the mesh, which may be of devices that are not here."""
+  """Of the mesh, which may be of devices that are not here: "cpu", "gpu" or "tpu"."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   return jax.default_backend() if device is None else device.platform
+
+
+def mesh_axes(name: str) -> tuple[str, ...]:
+  """The mesh axes that a logical axis is split over, here and now; none: it is not."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return ()
+  (axes,) = nn.logical_to_mesh_axes((name,))
+  return (axes,) if isinstance(axes, str) else tuple(axes or ())
 
 
 def kernel_init(std: float | None, fan_in: int) -> Callable:

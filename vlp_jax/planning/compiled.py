@@ -1,6 +1,5 @@
 """Compiles the programs of a step for hardware that is not here, and reads them."""
 
-from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import math
@@ -15,21 +14,7 @@ from jax.sharding import PartitionSpec
 from vlp_jax import build
 from vlp_jax.planning import cost as cost_lib
 from vlp_jax.training import sharding as sharding_lib
-from vlp_jax.training import step as step_lib
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-  """One jitted function of a step.
-
-  fn: donation and shardings of what comes out are set, as the trainer has them.
-  args: ShapeDtypeStructs with shardings. times: a step runs it.
-  """
-
-  name: str
-  fn: Callable
-  args: Sequence[Any]
-  times: int
+from vlp_jax.training import stepping as stepping_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,26 +42,6 @@ class Compiled:
   seconds: float
 
 
-def programs(job: build.Job) -> list[Program]:
-  """What the trainer runs in one optimizer step."""
-  state = job.abstract_state()
-  step = jax.jit(
-    step_lib.make_train_step(
-      job.pretrainer,
-      job.tx,
-      seed=job.config.seed,
-      ema_decay=job.config.ema_decay,
-      schedule=job.schedule,
-    ),
-    donate_argnums=0,
-    out_shardings=(
-      jax.tree.map(lambda x: x.sharding, state),
-      sharding_lib.replicated(job.mesh),
-    ),
-  )
-  return [Program("step", step, (state, batch(job)), 1)]
-
-
 def batch(job: build.Job) -> dict[str, jax.ShapeDtypeStruct]:
   """A global batch, placed as the trainer places it."""
   split = NamedSharding(job.mesh, PartitionSpec(("data", "fsdp")))
@@ -87,7 +52,7 @@ def batch(job: build.Job) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def compile(
-  program: Program, job: build.Job, *, exact: bool = False
+  program: stepping_lib.Program, job: build.Job, *, exact: bool = False
 ) -> tuple[Compiled, str]:
   """Compiles for the devices of the job's mesh.
 

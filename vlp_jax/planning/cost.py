@@ -1,7 +1,7 @@
 """What one run of a compiled program costs a device: arithmetic, memory, messages.
 
-XLA's own `cost_analysis()` counts the body of a loop once, and says nothing on a GPU that
-is not here. This walks the instructions, and multiplies by how often loops run.
+XLA's own `cost_analysis()` counts the body of a loop once, and says nothing on a GPU
+that is not here. This walks the instructions, and multiplies by how often loops run.
 """
 
 import collections
@@ -313,7 +313,7 @@ def _main(shape: Sequence[hlo.Array]):
 
 
 def _fusion_bytes(inner, here, found):
-  """Of a stacked array that a loop slices, only the slice; in-place updates likewise."""
+  """Of a stacked array that a loop slices, only the slice; so with what it updates."""
   users = collections.defaultdict(list)
   for part in inner.values():
     for i, name in enumerate(part.operands):

@@ -1,4 +1,4 @@
-"""Finds the fastest way to lay out a run that fits: remat, fsdp, tensor, microbatches."""
+"""Finds the fastest way to lay out a run that fits: mesh, remat, microbatches."""
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses

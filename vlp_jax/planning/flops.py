@@ -1,4 +1,4 @@
-"""Model FLOPs: of the products that the mathematics asks for, and nothing made twice."""
+"""Model FLOPs: of products that the mathematics asks for, and nothing made twice."""
 
 import math
 from typing import Any

@@ -1,7 +1,7 @@
 """The text of a compiled program: instructions, shapes, loops.
 
-`Compiled.as_text()` of XLA, in the forms that its TPU, GPU and CPU compilers write. What
-the instructions cost is `cost.py`'s to say.
+`Compiled.as_text()` of XLA, in the forms that its TPU, GPU and CPU compilers write.
+What the instructions cost is `cost.py`'s to say.
 """
 
 from collections.abc import Mapping, Sequence

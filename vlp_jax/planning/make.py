@@ -49,7 +49,7 @@ def plan(
       job, card_lib.stand_in(known.vocabulary, config.tokenizer)
     )
   made, texts = [], []
-  for program in compiled_lib.programs(job):
+  for program in build.programs(job):
     found, text = compiled_lib.compile(program, job, exact=exact)
     made.append(found)
     texts.append(text)

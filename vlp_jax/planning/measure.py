@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vlp_jax import build
-from vlp_jax.planning import compiled as compiled_lib
 from vlp_jax.planning import hardware
 from vlp_jax.planning import result
 from vlp_jax.training import sharding as sharding_lib
 from vlp_jax.training import step as step_lib
+from vlp_jax.training import stepping as stepping_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +90,15 @@ def run(job: build.Job, *, steps: int) -> Measured:
   """A few steps of the run on its mesh, after one that compiles.
 
   Raises:
-    ValueError: fewer than one step.
+    ValueError: fewer than one step, or one that the host streams.
   """
   if steps < 1:
     raise ValueError(f"plan: --steps={steps}: want 1 or more.")
+  step = build.stepping(job)
+  if not isinstance(step, stepping_lib.Whole):
+    raise ValueError(
+      "plan: --measure runs a step of one program: set accumulate_stream=False."
+    )
   state = step_lib.init_state(
     job.pretrainer,
     job.tx,
@@ -104,7 +109,6 @@ def run(job: build.Job, *, steps: int) -> Measured:
     sharding=job.sharding,
   )
   batch = random_batch(job)
-  step = one_step(job)
   seconds = []
   with sharding_lib.use(job.mesh, job.sharding):
     for _ in range(steps + 1):
@@ -122,20 +126,6 @@ def run(job: build.Job, *, steps: int) -> Measured:
     peak=float(max(known)) if known else None,
     loss=float(metrics["loss"].value()),
   )
-
-
-def one_step(job: build.Job) -> Callable:
-  """The step as the trainer jits it: the same program as was planned.
-
-  Raises:
-    ValueError: the step is of several programs, which the trainer drives itself.
-  """
-  programs = compiled_lib.programs(job)
-  if len(programs) > 1:
-    raise ValueError(
-      "plan: --measure runs a step of one program: set accumulate_stream=False."
-    )
-  return programs[0].fn
 
 
 def cpu(devices: int) -> hardware.Chip:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
-
 GIB = 2.0**30
 DAY = 86_400.0
 # Of memory, in the order in which they are shown.
@@ -32,7 +31,8 @@ class Plan:
     model_flops: of a step over the whole batch, nothing made twice.
     compiled_flops: of what the compiler made, over all devices; None where it gave up.
     collectives: {kind: {"count", "bytes", "sent"}} of a step and a device.
-    seconds: {"compute", "memory", "interconnect", "serial", "step"}; {} where it gave up.
+    seconds: {"compute", "memory", "interconnect", "serial", "step"}; {} where it
+      gave up.
     limit: the largest of the first three, or None.
     compile_seconds: that compiling took, by the clock.
     unknown_loops: whose length is not known; they count once.

@@ -1,6 +1,7 @@
 """Names of hardware, "v5e:16x16" or "h100:8", and devices of it that are not here."""
 
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
@@ -19,9 +20,9 @@ SHAPES = {"v4": DEEP, "v5e": FLAT, "v5p": (*DEEP, "16x16x24"), "v6e": FLAT}
 NODE = 8  # GPUs of a DGX.
 
 INSTALL = {
-  "tpu": 'no libtpu here: pip install "vlp-jax[plan]" (or "jax[tpu]"), which needs no TPU',
-  "gpu": 'no CUDA plugin here: pip install "vlp-jax[plan]" (or "jax[cuda12]"), which'
-  " needs no GPU",
+  "tpu": 'no libtpu here; pip install "vlp-jax[plan]" (or "jax[tpu]"): it needs no TPU',
+  "gpu": 'no CUDA plugin here; pip install "vlp-jax[plan]" (or "jax[cuda12]"): it needs'
+  " no GPU",
 }
 
 
@@ -72,7 +73,7 @@ def parse(text: str) -> Topology:
   if not re.fullmatch(r"[1-9]\d*", shape):
     raise ValueError(f"topology: {text!r}: want {wanted} behind the colon: {kind}:8.")
   count = int(shape)
-  if kind != "cpu" and count > 4 and count % NODE or count == 3:
+  if kind != "cpu" and count not in (1, 2, 4) and count % NODE:
     near = max(NODE, round(count / NODE) * NODE)
     raise ValueError(
       f"topology: {text!r}: want {wanted}; the nearest is {kind}:{near}."
@@ -153,10 +154,8 @@ def devices(topology: Topology) -> list:
       name, "cuda", topology=name, target_config=target
     )
     return list(described.devices)
-  try:
+  with contextlib.suppress(RuntimeError):  # JAX has begun already.
     jax.config.update("jax_num_cpu_devices", topology.devices)
-  except RuntimeError:  # JAX has begun already.
-    pass
   there = jax.devices("cpu")
   if len(there) < topology.devices:
     raise ValueError(

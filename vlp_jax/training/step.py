@@ -146,21 +146,30 @@ def make_train_step(
       return loss.value(), (loss, metrics, new.get("memory", {}))
 
     grads, (loss, metrics, memory) = jax.grad(loss_of, has_aux=True)(state.params)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    one = functools.partial(reduce.Mean, weight=jnp.float32(1.0))
-    metrics = {
-      "loss": loss,
-      **metrics,
-      "grad_norm": one(optax.tree.norm(grads)),
-      "learning_rate": one(jnp.float32(schedule(state.step))),
-    }
-    new_state = TrainState(
-      step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
-      opt_state=opt_state,
-      ema=ema,
-      memory=memory,
-    )
-    return new_state, metrics
+    state = state.replace(ema=ema, memory=memory)
+    return update(state, tx, grads, {"loss": loss, **metrics}, schedule)
 
   return step
+
+
+def update(
+  state: TrainState,
+  tx: optax.GradientTransformation,
+  grads: Any,
+  metrics: dict[str, reduce.Mean],
+  schedule: Callable[[jax.Array], jax.Array],
+) -> tuple[TrainState, dict[str, reduce.Mean]]:
+  """(state, metrics) after the optimiser has moved the parameters by a gradient."""
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  one = functools.partial(reduce.Mean, weight=jnp.float32(1.0))
+  metrics = {
+    **metrics,
+    "grad_norm": one(optax.tree.norm(grads)),
+    "learning_rate": one(jnp.float32(schedule(state.step))),
+  }
+  new_state = state.replace(
+    step=state.step + 1,
+    params=optax.apply_updates(state.params, updates),
+    opt_state=opt_state,
+  )
+  return new_state, metrics
