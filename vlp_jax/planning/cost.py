@@ -164,16 +164,22 @@ def _executed(program, name, count, unknown) -> Iterator[tuple]:
       inner = count * (1 if times is None else times)
       yield from _executed(program, found.called("body"), inner, unknown)
     elif found.opcode == "conditional":
-      # The dearest of the branches.
-      yield from max(
-        (list(_executed(program, b, count, unknown)) for b in _branches(found)),
-        key=len,
-      )
+      branches = [list(_executed(program, b, count, unknown)) for b in _branches(found)]
+      yield from max(branches, key=lambda rows: _operations(program, rows))
     elif found.opcode in ("call", "async-start"):
       inner = found.called("to_apply") or found.called("calls")
       yield from _executed(program, inner, count, unknown)
     elif found.opcode not in FREE and not found.opcode.endswith(("-done", "-update")):
       yield name, found, count
+
+
+def _operations(program, rows):
+  """(of products, instructions): by which the dearest of some branches is found."""
+  total = 0.0
+  for where, found, count in rows:
+    for inside, part in _within(program, where, found):
+      total += count * sum(_flops(program.computations[inside], part).values())
+  return total, len(rows)
 
 
 def _branches(found):
