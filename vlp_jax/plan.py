@@ -42,8 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = args.topology or _slice(args.config)
     topology = topology_lib.parse(name)
     config = config_lib.load(args.config, overrides)
+    run = config_lib.run(config)
     topology_lib.prepare(topology)
-    _plan(args, config, overrides, topology)
+    _plan(args, config, run, overrides, topology)
 
 
 def _parser():
@@ -116,7 +117,7 @@ def _slice(file):
   return found
 
 
-def _plan(args, config, overrides, topology):
+def _plan(args, config, run, overrides, topology):
   # Here: jax, which must not begin before `topology.prepare`.
   from vlp_jax.planning import hardware
   from vlp_jax.planning import make
@@ -129,7 +130,6 @@ def _plan(args, config, overrides, topology):
   )
   devices = topology_lib.devices(topology)
   chip = hardware.CHIPS.get(topology.kind) or measure.cpu(topology.devices)
-  run = config_lib.run(config)
   if args.fit:
     _fit(args, run, known, overrides, topology, devices, chip)
     return

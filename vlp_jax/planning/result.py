@@ -102,29 +102,29 @@ def render(plan: Plan) -> str:
     f" {plan.batch_size:,} examples",
   ]
   lines += [f"note: {plan.note}"] if plan.note else []
-  lines += ["", "Memory of a device, GiB"]
+  lines += ["", "Memory of a device"]
   for kind in KINDS:
     if plan.memory.get(kind):
-      lines.append(f"  {kind:<28}{plan.memory[kind] / GIB:>9.2f}")
+      lines.append(f"  {kind:<28}{_size(plan.memory[kind]):>12}")
   verdict = "fits" if plan.fits else "DOES NOT FIT"
   lines.append(
-    f"  {'in all':<28}{plan.needed / GIB:>9.2f}  of {plan.usable / GIB:.2f} that a"
-    f" program may use ({plan.capacity / GIB:.1f} in all): {verdict}"
+    f"  {'in all':<28}{_size(plan.needed):>12}  of {_size(plan.usable)} that a program"
+    f" may use ({_size(plan.capacity)} in all): {verdict}"
   )
   lines += ["", "Work of a step, over all devices"]
-  lines.append(f"  {'model':<28}{plan.model_flops / 1e12:>9.1f}  TFLOP")
+  lines.append(f"  {'model':<28}{_work(plan.model_flops):>12}")
   if plan.compiled_flops is not None:
     ratio = plan.compiled_flops / plan.model_flops if plan.model_flops else 0.0
     lines.append(
-      f"  {'compiled':<28}{plan.compiled_flops / 1e12:>9.1f}  TFLOP, {ratio:.2f} times"
-      " the model's"
+      f"  {'compiled':<28}{_work(plan.compiled_flops):>12}  {ratio:.2f} times the"
+      " model's"
     )
   if plan.collectives:
     lines += ["", "Messages of a step and a device"]
     for kind, row in plan.collectives.items():
       lines.append(
-        f"  {kind:<28}{row['bytes'] / 1e6:>9.1f}  MB in {row['count']:,.0f},"
-        f" {row['sent'] / 1e6:.1f} MB sent"
+        f"  {kind:<28}{_size(row['bytes']):>12}  in {row['count']:,.0f} calls,"
+        f" {_size(row['sent'])} sent"
       )
   if plan.seconds:
     lines += ["", "Time of a step, ms, at the hardware's peak"]
@@ -136,10 +136,10 @@ def render(plan: Plan) -> str:
     )
     for key, name in names.items():
       mark = "  <- the largest of the three" if key == plan.limit else ""
-      lines.append(f"  {name:<28}{plan.seconds[key] * 1e3:>9.2f}{mark}")
+      lines.append(f"  {name:<28}{plan.seconds[key] * 1e3:>12.2f}{mark}")
     rates = plan.rates
     lines.append(
-      f"  {'predicted':<28}{plan.seconds['step'] * 1e3:>9.2f}  MFU"
+      f"  {'predicted':<28}{plan.seconds['step'] * 1e3:>12.2f}  MFU"
       f" {100 * rates['mfu']:.0f} %"
     )
     lines += [
@@ -160,8 +160,27 @@ def render(plan: Plan) -> str:
   return "\n".join(lines)
 
 
+def _size(number):
+  """Bytes as people read them."""
+  for unit, name in ((GIB, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB")):
+    if number >= unit:
+      return f"{number / unit:.2f} {name}"
+  return f"{number:.0f} B"
+
+
+def _work(number):
+  """Operations as people read them."""
+  for unit, name in ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP")):
+    if number >= unit:
+      return f"{number / unit:.2f} {name}"
+  return f"{number / 1e6:.2f} MFLOP"
+
+
 def _days(days):
-  return f"{days:.1f} days" if days >= 1 else f"{days * 24:.1f} hours"
+  if days >= 1:
+    return f"{days:.1f} days"
+  hours = days * 24
+  return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"
 
 
 def _versions(plan):
