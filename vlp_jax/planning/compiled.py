@@ -25,7 +25,7 @@ class Compiled:
     arguments: that come in; donated: of these, what the results are written into.
     results: that come out, donated or not. temporaries: all else while it runs.
     code: of the program itself.
-    needed: of all, at most at once.
+    needed: of all, at most at once; with what it is handed and does not read.
     cost: None where the compiler gave up for want of memory.
     seconds: that compiling took.
   """
@@ -82,7 +82,9 @@ def compile(
     temporaries=said.temp_size_in_bytes,
     code=said.generated_code_size_in_bytes,
   )
-  needed = sum(sizes.values()) - 2 * sizes["donated"]
+  # What a program is handed and does not read is not among its arguments, but there.
+  unread = max(0.0, held(program.args) - sizes["arguments"])
+  needed = sum(sizes.values()) - 2 * sizes["donated"] + unread
   cost = cost_lib.of(text, devices=job.mesh.size)
   found = Compiled(
     program.name, program.times, **sizes, needed=needed, cost=cost, seconds=seconds

@@ -117,12 +117,19 @@ def resident(job: build.Job) -> dict[str, float]:
 def footprint(
   job: build.Job, made: Sequence[compiled_lib.Compiled]
 ) -> tuple[float, dict[str, float]]:
-  """(bytes of a device at most, {kind: bytes}) of the program that takes most."""
+  """(bytes of a device at most, {kind: bytes}), where the largest program runs.
+
+  While a batch, or a microbatch that the host streams, is in use, the next one is on
+  its way (`sharding.prefetch`).
+  """
   largest = max(made, key=lambda each: each.needed)
-  kinds = resident(job) | {"batch": compiled_lib.held(compiled_lib.batch(job))}
-  named = sum(kinds.values()) + largest.code
-  kinds["activations and temporaries"] = max(0.0, largest.needed - named)
-  return largest.needed, kinds | {"program": largest.code}
+  pieces = job.config.accumulate if job.config.accumulate_stream else 1
+  piece = compiled_lib.held(compiled_lib.batch(job)) / pieces
+  kinds = resident(job) | {"batch": piece}
+  rest = largest.needed - sum(kinds.values()) - largest.code
+  kinds["activations and temporaries"] = max(0.0, rest)
+  needed = largest.needed + piece
+  return needed, kinds | {"next batch": piece, "program": largest.code}
 
 
 def merge(

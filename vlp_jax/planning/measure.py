@@ -165,8 +165,13 @@ def as_json(plan: result.Plan, seen: Measured) -> dict[str, Any]:
   """What was seen, and how many times what was predicted."""
   return dataclasses.asdict(seen) | {
     "step_ratio": seen.step / plan.seconds["step"],
-    "memory_ratio": None if seen.peak is None else seen.peak / plan.needed,
+    "memory_ratio": None if seen.peak is None else seen.peak / _held(plan),
   }
+
+
+def _held(plan):
+  """What was predicted of this loop, which has no next batch on its way."""
+  return plan.needed - plan.memory["next batch"]
 
 
 def render(plan: result.Plan, seen: Measured) -> str:
@@ -183,6 +188,6 @@ def render(plan: result.Plan, seen: Measured) -> str:
   else:
     lines.append(
       f"  {'memory, GiB':<28}{seen.peak / result.GIB:>9.2f}  predicted"
-      f" {plan.needed / result.GIB:.2f}: {seen.peak / plan.needed:.2f} times as much"
+      f" {_held(plan) / result.GIB:.2f}: {seen.peak / _held(plan):.2f} times as much"
     )
   return "\n".join(lines)

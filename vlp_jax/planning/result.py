@@ -13,6 +13,7 @@ KINDS = (
   "teacher",
   "queues",
   "batch",
+  "next batch",
   "activations and temporaries",
   "program",
 )
