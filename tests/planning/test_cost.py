@@ -184,6 +184,25 @@ def test_attention_of_cudnn():
     assert cost_lib.of(text, devices=1).flops == {"half": times * 2 * 10 * 4 * 64 * 20}
 
 
+@pytest.mark.parametrize(
+  ("line", "moved"),
+  [
+    # Into the chip, and back: the main memory's side counts.
+    ("(f32[64]{0:S(1)}, f32[64]{0}, u32[]{:S(2)}) copy-start(%x)", 256),
+    ("(f32[64]{0}, f32[64]{0}, u32[]) copy-start(%x)", 516),
+    ("((f32[64]{0}), f32[16]{0:S(1)}, s32[]{:S(2)}) slice-start(%x)", 64),
+    ("((f32[64]{0}), f32[16]{0}, s32[]{:S(2)}) slice-start(%x)", 128),
+    ("f32[64]{0} negate(%x)", 512),
+    ("f32[16]{0} slice(%x), slice={[0:16]}", 128),
+    ("f32[8,8]{1,0:T(8,128)} reshape(%x)", 256 + 8 * 128 * 4),
+    ("f32[64]{0} bitcast(%x)", 0),
+  ],
+)
+def test_bytes_of_one_instruction(line, moved):
+  text = entry("  %x = f32[64]{0} parameter(0)", f"  ROOT %y = {line}")
+  assert cost_lib.of(text, devices=1).bytes == moved
+
+
 def test_the_dearest_branch_is_taken():
   branch = """%{0} (x: f32[{1},8]) -> f32[{1},8] {{
   %x.{0} = f32[{1},8]{{1,0}} parameter(0)

@@ -308,6 +308,10 @@ def _bytes(program, here, found):
     return 2 * _main(found.shape)
   if found.opcode == "dynamic-update-slice":
     return 2 * _main(here[found.operands[1]].shape)
+  if found.opcode == "slice-start":
+    # ((operand), result, context).
+    whole, part = found.shape[:2]
+    return part.bytes * (whole.space == 0) + _main([part])
   if found.opcode.endswith("-start"):
     # (operands, results, context): the operands are there too.
     return _main(found.shape)
