@@ -222,6 +222,7 @@ def fake(choice, *, needed, step):
   return dataclasses.replace(
     BARE,
     needed=needed,
+    memory={"activations and temporaries": needed - 1.0},
     seconds=dict(BARE.seconds, step=step),
     overrides=choice.overrides,
   )
@@ -261,9 +262,11 @@ def search(needs, **states):
   def plan_of(choice):
     mesh = dict(choice.mesh)
     key = (mesh["fsdp"], mesh["tensor"], choice.remat)
-    asked.append(key)
+    asked.append((*key, choice.accumulate))
     slow = fit.REMAT.index(choice.remat) + 10 * mesh["fsdp"] + 100 * mesh["tensor"]
-    return fake(choice, needed=needs(*key), step=float(slow))
+    slow += 1000 * choice.accumulate
+    needed = 1.0 + (needs(*key) - 1.0) / choice.accumulate
+    return fake(choice, needed=needed, step=float(slow))
 
   found = fit.search(
     config_lib.run(load("batch_size=16")),
@@ -278,7 +281,7 @@ def search(needs, **states):
 
 def test_fit_stops_at_once_where_nothing_has_to_be_given_up():
   found, asked = search(lambda *key: 5.0)
-  assert asked == [(1, 1, "none")]
+  assert asked == [(1, 1, "none", 1)]
   assert found[0].overrides == (
     "--config.sharding.mesh.data=8",
     "--config.sharding.mesh.fsdp=1",
@@ -295,15 +298,23 @@ def test_fit_takes_the_fastest_that_fits():
   # All data with full remat: step 113; fsdp 8 is slower here.
   assert found[0].remat == "full"
   assert dict(found[0].mesh)["fsdp"] == 1
-  assert (8, 1, "dots_no_batch") in asked
-  assert (8, 1, "full") not in asked
+  assert (8, 1, "dots_no_batch", 1) in asked
+  assert (8, 1, "full", 1) not in asked
 
 
 def test_fit_compiles_nothing_where_the_state_alone_is_too_large():
   found, asked = search(lambda *key: 5.0, fsdp1=11.0)
   assert {key[0] for key in asked} == {8}
   assert dict(found[0].mesh)["fsdp"] == 8
-  assert search(lambda *key: 50.0)[0] is None
+  assert search(lambda *key: 5000.0)[0] is None
+
+
+def test_fit_accumulates_where_remat_does_not_do():
+  found, asked = search(lambda *key: 50.0)
+  assert (found[0].remat, found[0].accumulate) == ("full", 8)
+  assert found[0].overrides[-1] == "--config.accumulate=8"
+  # Of 49 in 9: two and four microbatches cannot do.
+  assert {key[-1] for key in asked} == {1, 8}
 
 
 def test_measured_beside_predicted(planned):

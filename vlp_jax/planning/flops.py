@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+from jax.extend import core
 
 from vlp_jax import build
 from vlp_jax.planning import run as run_lib
@@ -63,13 +64,13 @@ def of(jaxpr: Any) -> float:
 
 
 def _open(jaxpr):
-  return jaxpr.jaxpr if isinstance(jaxpr, jax.extend.core.ClosedJaxpr) else jaxpr
+  return jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
 
 
 def _inner(params):
   """Jaxprs among the parameters of an equation: of jit, of custom derivatives."""
   for value in params.values():
-    if isinstance(value, (jax.extend.core.ClosedJaxpr, jax.extend.core.Jaxpr)):
+    if isinstance(value, (core.ClosedJaxpr, core.Jaxpr)):
       yield _open(value)
 
 
