@@ -39,6 +39,8 @@ ENTRY = {
   "convert",
   "evaluate",
   "loop",
+  "plan",
+  "planning",
   "report",
   "train",
 }

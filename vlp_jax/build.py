@@ -233,7 +233,8 @@ class Job:
 
   Attributes:
     config: checked. workdir: where the run keeps everything.
-    source, tokenizer: of the training data. time: turns durations into steps.
+    source, tokenizer: of the training data; None where only shapes are asked for.
+    time: turns durations into steps.
     pretrainer: model and objectives.
     mesh, sharding: where arrays live.
     tx, schedule: the optimiser and its learning rate.
@@ -242,7 +243,7 @@ class Job:
   """
 
   config: config_lib.Run
-  workdir: epath.Path
+  workdir: epath.Path | None
   source: Any
   tokenizer: Any
   time: Clock
@@ -361,44 +362,73 @@ def job(config: config_lib.Run, workdir: epath.Path) -> Job:
       anything is compiled.
   """
   config_lib.check(config)
-  guard = guard_lib.Guard(**config.guard)
-  preemption = preemption_lib.Preemption(**config.preemption)
-  sharding = sharding_lib.Sharding(**config.sharding)
-  mesh = sharding_lib.make_mesh(sharding)
+  mesh = sharding_lib.make_mesh(sharding_lib.Sharding(**config.sharding))
   sharding_lib.check_batch(config.batch_size, mesh)
   train_source = source(config.data.source)
   words = tokenizer(config.tokenizer, train_source, workdir)
-  time = clock(config, len(train_source))
-  trained = pretrainer(config, vocab=words.vocab, length=words.length, time=time)
+  built = shapes(
+    config, mesh, vocab=words.vocab, length=words.length, examples=len(train_source)
+  )
+  rows(built)  # checked now, before anything is compiled
+  return dataclasses.replace(
+    built, workdir=workdir, source=train_source, tokenizer=words
+  )
+
+
+def shapes(
+  config: config_lib.Run,
+  mesh: jax.sharding.Mesh,
+  *,
+  vocab: Any,
+  length: int,
+  examples: int,
+) -> Job:
+  """The job of a run without its data: what `plan` compiles.
+
+  Args:
+    mesh: perhaps of devices that are not here.
+    vocab, length: of the tokenizer. examples: an epoch.
+  """
+  trained, batch, time = trained_on(
+    config, vocab=vocab, length=length, examples=examples
+  )
+  optim = component("", config.optim, "optim", default=OPTIM, time=time)
+  params = step_lib.abstract_params(trained, batch)
+  tx, schedule = optim_lib.make(optim, params, total_steps=time.total)
+  made = Job(
+    config=config,
+    workdir=None,
+    source=None,
+    tokenizer=None,
+    time=time,
+    pretrainer=trained,
+    mesh=mesh,
+    sharding=sharding_lib.Sharding(**config.sharding),
+    tx=tx,
+    schedule=schedule,
+    guard=guard_lib.Guard(**config.guard),
+    preemption=preemption_lib.Preemption(**config.preemption),
+    batch=batch,
+  )
+  _check_accumulates(made)
+  return made
+
+
+def trained_on(
+  config: config_lib.Run, *, vocab: Any, length: int, examples: int
+) -> tuple[pretrainer_lib.Pretrainer, dict[str, jax.ShapeDtypeStruct], Clock]:
+  """Model and objectives, a global batch of theirs, and the clock of the run."""
+  time = clock(config, examples)
+  trained = pretrainer(config, vocab=vocab, length=length, time=time)
   batch = batch_spec(
-    config.batch_size, trained.model.image.res, words.length, trained.objectives
+    config.batch_size, trained.model.image.res, length, trained.objectives
   )
   if pp.leaves_sizes(config.data.pp):
     _check_takes_sizes(trained.model.image, grids=pp.leaves_grids(config.data.pp))
     sized = [key for key in ("image", "image2") if key in batch]
     sizes = jax.ShapeDtypeStruct((config.batch_size, 2), np.int32)
     batch |= {f"{key}_size": sizes for key in sized}
-  optim = component("", config.optim, "optim", default=OPTIM, time=time)
-  params = step_lib.abstract_params(trained, batch)
-  tx, schedule = optim_lib.make(optim, params, total_steps=time.total)
-  made = Job(
-    config=config,
-    workdir=workdir,
-    source=train_source,
-    tokenizer=words,
-    time=time,
-    pretrainer=trained,
-    mesh=mesh,
-    sharding=sharding,
-    tx=tx,
-    schedule=schedule,
-    guard=guard,
-    preemption=preemption,
-    batch=batch,
-  )
-  _check_accumulates(made)
-  rows(made)  # checked now, before anything is compiled
-  return made
+  return trained, batch, time
 
 
 def _check_takes_sizes(encoder, *, grids=False):

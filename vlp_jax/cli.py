@@ -24,7 +24,7 @@ from vlp_jax import places
 from vlp_jax import schema
 
 # Modules of this package.
-COMMANDS = ("train", "evaluate", "convert", "card")
+COMMANDS = ("train", "evaluate", "convert", "card", "plan")
 
 # Of a run in its workdir, so that it can be gone on with and evaluated without a file.
 CONFIG_FILE = "config.json"
@@ -126,7 +126,7 @@ def parse(
   )
   for flag, settings in options:
     parser.add_argument(flag, **settings)
-  rest, overrides = _split(sys.argv[1:] if argv is None else argv)
+  rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
   args = parser.parse_args(rest)
   if args.traceback:
     os.environ["VLP_JAX_TRACEBACK"] = "1"
@@ -141,7 +141,7 @@ def parse(
   return Args(config=config, workdir=workdir, rest=args)
 
 
-def _split(argv):
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   """(other arguments, "--config.a.b=value" of both spellings)."""
   rest, overrides = [], []
   argv = iter(argv)

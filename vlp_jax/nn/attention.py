@@ -141,7 +141,7 @@ class Attention(nn.Module):
     backend = self.backend
     if backend == "auto":
       half = query.dtype in (jnp.bfloat16, jnp.float16)
-      fast = "cudnn" if half and jax.default_backend() == "gpu" else "xla"
+      fast = "cudnn" if half and axes.platform() == "gpu" else "xla"
       backend = "einsum" if dropped or watched else fast
     if backend != "einsum":
       if dropped:

@@ -25,6 +25,12 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, nn.logical_to_mesh_axes(axes))
 
 
+def platform() -> str:
+  """Of the mesh, which may be of devices that are not here: "cpu", "gpu" or "tpu"."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
 def mesh_axes(name: str) -> tuple[str, ...]:
   """The mesh axes that a logical axis is split over, here and now; none: it is not."""
   mesh = jax.sharding.get_abstract_mesh()
