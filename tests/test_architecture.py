@@ -31,6 +31,7 @@ IMPORTS = {
 ENTRY = {
   "__init__",
   "__main__",
+  "bench",
   "build",
   "card",
   "cli",

@@ -21,6 +21,7 @@ from vlp_jax.data import pipeline
 from vlp_jax.evaluators import retrieval
 from vlp_jax.interop import initial
 from vlp_jax.ops import tree
+from vlp_jax.training import cache
 from vlp_jax.training import checkpoint
 from vlp_jax.training import preemption
 from vlp_jax.training import sharding
@@ -207,6 +208,7 @@ def evaluate(
 def _open(given, workdir):
   """(checked config, job, whether this process writes); makes the workdir."""
   config = config_lib.run(given)
+  cache.use()
   workdir = pathlib.Path(workdir).resolve()
   workdir.mkdir(parents=True, exist_ok=True)
   job = build.job(config, workdir)
