@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from tests.data import pictures
-from vlp_jax.data import decode
 from vlp_jax.data import ops_image
 from vlp_jax.data import pp
 from vlp_jax.data import turbo
@@ -52,7 +51,7 @@ def test_the_same_draws_the_same_pixels():
 
 
 def test_large_files_are_decoded_at_a_reduced_scale():
-  image = decode.open_image(jpeg(800, 1000))
+  image = turbo.opened(jpeg(800, 1000))
   box = (100, 50, 900, 750)
   pixels, part = turbo._decoded(image, box, 100)
   assert 100 <= part[2] - part[0] < 400

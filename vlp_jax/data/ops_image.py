@@ -38,7 +38,7 @@ def decode() -> Op:
     image = example["image"]
     if not isinstance(image, bytes):
       raise ValueError("pp: decode: the image is decoded already: say decode once.")
-    return example | {"image": decode_lib.open_image(image)}
+    return example | {"image": decode_lib.File(image)}
 
   return op
 
@@ -226,8 +226,13 @@ def random_resized_crop(
       f"min_ratio={min_ratio}, max_ratio={max_ratio}: want 0 < min_ratio <= max_ratio."
     )
 
+  def opened(example):
+    if by == "turbo" and isinstance(example["image"], decode_lib.File):
+      return turbo.opened(example["image"].data)
+    return _opened(example, "random_resized_crop")
+
   def op(example, rng):
-    image = _opened(example, "random_resized_crop")
+    image = opened(example)
     top, left, height, width = random_window(
       *image.size[::-1], rng, area=(min_area, max_area), ratio=(min_ratio, max_ratio)
     )
@@ -303,24 +308,28 @@ def randaugment(n: int = 2, m: float = 7) -> Op:
   return op
 
 
-def pixels(image: Image.Image | np.ndarray) -> np.ndarray:
-  """uint8 [H, W, 3] of an image that was opened, decoded or is pixels already.
+def pixels(image: decode_lib.File | Image.Image | np.ndarray) -> np.ndarray:
+  """uint8 [H, W, 3] of an image that is a file, opened, decoded or pixels already.
 
   Raises:
     BadRecordError: its file is damaged.
   """
+  if isinstance(image, decode_lib.File):
+    image = decode_lib.open_image(image.data)
   if isinstance(image, Image.Image):
     return np.asarray(decode_lib.load(image))
   return image
 
 
 def _decoded(example, word):
-  """The image as it is: Pillow's, or pixels."""
+  """The image as it is, Pillow's or pixels; a file is opened."""
   image = example["image"]
   if isinstance(image, bytes):
     raise ValueError(
       f"pp: {word}: the image is not decoded yet: put decode before {word}."
     )
+  if isinstance(image, decode_lib.File):
+    return decode_lib.open_image(image.data)
   return image
 
 

@@ -8,32 +8,58 @@ Pillow, which decides.
 Wants the packages simplejpeg and opencv-python-headless (pip install "vlp-jax[fast]").
 """
 
+import dataclasses
 import functools
+import math
 import sys
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 from PIL import Image
-from PIL import JpegImagePlugin
 
 from vlp_jax.data import decode as decode_lib
 
-MODES = ("RGB", "L")  # what libjpeg-turbo makes RGB of as Pillow does
+# What libjpeg-turbo makes RGB of as Pillow does.
+COLOURS = ("YCbCr", "Gray")
+
+
+@dataclasses.dataclass(frozen=True)
+class Jpeg:
+  """A JPEG of which only the header has been read; size is (width, height)."""
+
+  data: bytes
+  size: tuple[int, int]
+
+
+def opened(data: bytes) -> Jpeg | Image.Image:
+  """An image file of which only the header has been read: Pillow's, if it is no JPEG.
+
+  Raises:
+    BadRecordError: as `decode.open_image`.
+  """
+  _, simplejpeg = packages()
+  if data.startswith(b"\xff\xd8\xff"):
+    try:
+      height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+      colours = None
+    if colours in COLOURS:
+      decode_lib.check_size(width, height)
+      return Jpeg(data, (width, height))
+  return decode_lib.open_image(data)
 
 
 def window(
-  image: Image.Image | np.ndarray, box: tuple[int, int, int, int], size: int
+  image: Jpeg | Image.Image, box: tuple[int, int, int, int], size: int
 ) -> np.ndarray:
   """uint8 [size, size, 3] of a part of an image.
 
   Args:
-    image: opened by `decode.open_image`, decoded, or pixels uint8 [H, W, 3].
+    image: opened, or decoded already.
     box: left, top, right, bottom of the part.
 
   Raises:
     BadRecordError: the file is damaged.
-    ImportError: a package is not installed.
   """
   cv2, _ = packages()
   pixels, (left, top, right, bottom) = _decoded(image, box, size)
@@ -62,7 +88,7 @@ def packages() -> tuple[ModuleType, ModuleType]:
   """(cv2, simplejpeg).
 
   Raises:
-    ValueError: they are not installed; says how to get them, or do without.
+    ValueError: one is not installed; says how to get them, or do without.
   """
   try:
     # Here: the exact way needs neither.
@@ -80,23 +106,16 @@ def packages() -> tuple[ModuleType, ModuleType]:
 
 def _decoded(image, box, size):
   """(uint8 [H, W, 3], where the part is in it), at a reduced scale where it can be."""
-  if isinstance(image, np.ndarray):
-    return image, box
-  pixels = None
-  # A file that was opened, and not decoded yet.
-  if isinstance(image, JpegImagePlugin.JpegImageFile) and image.mode in MODES:
+  if isinstance(image, Jpeg):
     pixels = _turbo(image, box, size)
-  if pixels is None:
-    image, box = decode_lib.load_window(image, box, (size, size))
-    return np.asarray(image), box
-  x, y = pixels.shape[1] / image.width, pixels.shape[0] / image.height
-  left, top, right, bottom = box
-  left, top = round(left * x), round(top * y)
-  right, bottom = max(round(right * x), left + 1), max(round(bottom * y), top + 1)
-  return pixels, (left, top, right, bottom)
+    if pixels is not None:
+      return pixels, decode_lib.scaled(box, image.size, pixels.shape[1::-1])
+    image = decode_lib.open_image(image.data)
+  image, box = decode_lib.load_window(image, box, (size, size))
+  return np.asarray(image), box
 
 
-def _turbo(image: JpegImagePlugin.JpegImageFile, box, size) -> Any:
+def _turbo(image, box, size):
   """Pixels of a whole JPEG, at a scale at which the part is as large as is wanted.
 
   None: libjpeg-turbo has something to say against the file.
@@ -104,12 +123,8 @@ def _turbo(image: JpegImagePlugin.JpegImageFile, box, size) -> Any:
   _, simplejpeg = packages()
   left, top, right, bottom = box
   shrink = max(1.0, min(right - left, bottom - top) / size)
+  width, height = (math.ceil(side / shrink) for side in image.size)
   try:
-    return simplejpeg.decode_jpeg(
-      image.fp.getvalue(),
-      "RGB",
-      min_height=int(np.ceil(image.height / shrink)),
-      min_width=int(np.ceil(image.width / shrink)),
-    )
+    return simplejpeg.decode_jpeg(image.data, "RGB", min_height=height, min_width=width)
   except ValueError:
     return None
