@@ -126,6 +126,15 @@ def test_rivals_are_told_our_sizes():
 
 
 @pytest.mark.slow
+def test_a_step_on_the_data_of_its_config():
+  found = step.measure(TINY, batch_size=4, repeats=2, real=True, loop=True)
+  assert 0 <= found["input_wait"] < 1
+  assert found["loop"]["ms_per_step"] > 0
+  share = found["loop"]["ms_per_step"] / found["step_ms"]["median"]
+  assert found["loop"]["share_of_step"] == pytest.approx(share)
+
+
+@pytest.mark.slow
 def test_the_suite_of_one_machine_in_its_dry_shape(tmp_path):
   """Ours and PyTorch's of the same sizes; an entry that fails fails alone."""
   pytest.importorskip("torch")

@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 import optax
 
@@ -126,6 +127,16 @@ class Program:
 _EPOCH = 1_000_000
 
 
+def given(
+  spec: str, overrides: Sequence[str] = (), *, batch_size: int | None = None
+) -> ml_collections.ConfigDict:
+  """The config, with a batch size over its own."""
+  config = config_lib.load(spec, overrides)
+  if batch_size is not None:
+    config.batch_size = batch_size
+  return config
+
+
 def load(
   spec: str,
   overrides: Sequence[str] = (),
@@ -144,10 +155,7 @@ def load(
     ValueError, FileNotFoundError: the config is not as it must be, or has no card and
       no vocabulary was said.
   """
-  given = config_lib.load(spec, overrides)
-  if batch_size is not None:
-    given.batch_size = batch_size
-  config = config_lib.run(given)
+  config = config_lib.run(given(spec, overrides, batch_size=batch_size))
   config_lib.check(config)
   examples = _EPOCH
   if vocabulary is None:
@@ -164,6 +172,20 @@ def load(
   params = step_lib.abstract_params(trained, batch)
   tx, schedule = optim_lib.make(optim, params, total_steps=time.total)
   return Program(config, trained, tx, schedule, mesh, sharding, batch, vocab)
+
+
+def of_job(job: build.Job) -> Program:
+  """The program of a run whose data are there."""
+  return Program(
+    job.config,
+    job.pretrainer,
+    job.tx,
+    job.schedule,
+    job.mesh,
+    job.sharding,
+    job.batch,
+    job.tokenizer.vocab,
+  )
 
 
 def _pretrainer(config, vocab, examples):

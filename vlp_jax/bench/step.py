@@ -2,17 +2,19 @@
 
   python -m vlp_jax.bench step --config=FILE[:arg] [--config.a.b=value …]
     [--batch_size=N] [--repeats=N] [--vocabulary=N] [--loop] [--out=FILE]
-    [--against=NAME [--python=FILE] [--torch_compile]]
+    [--real] [--against=NAME [--python=FILE] [--torch_compile]]
   python -m vlp_jax.bench step --suite=gpu|tiny [--limit=SECONDS]
 
 It needs no files and no TensorFlow: the size of the vocabulary is that of the config's
-card. --against is one of open_clip, hf_blip, hf_vilt, albef_nn, clip_nn (see
+card; with --real it reads the data of the config, and tells the share of waiting for
+them. --against is one of open_clip, hf_blip, hf_vilt, albef_nn, clip_nn (see
 bench/rivals/); the two take turns in one run, and "ratio" is our examples a second over
 theirs. --loop adds what the trainer's loop costs beside the step itself.
 """
 
 import argparse
 from collections.abc import Sequence
+import contextlib
 import pathlib
 import resource
 import sys
@@ -49,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       python=args.python,
       torch_compile=args.torch_compile,
       loop=args.loop,
+      real=args.real,
     )
     report.tell("step", argv, results, args.out)
 
@@ -68,6 +71,7 @@ def _parser():
   add("--against", metavar="NAME", help="a rival of bench/rivals/")
   add("--python", metavar="FILE", help="interpreter that has the rival's packages")
   add("--torch_compile", action="store_true", help="the rival by torch.compile")
+  add("--real", action="store_true", help="batches of the config's own data")
   add("--loop", action="store_true", help="the cost of the trainer's loop too")
   add("--suite", choices=("gpu", "tiny"), help="the prepared list of one machine")
   add("--limit", type=float, default=540.0, help="seconds that a suite may take")
@@ -86,12 +90,44 @@ def measure(
   python: str | None = None,
   torch_compile: bool = False,
   loop: bool = False,
+  real: bool = False,
 ) -> dict[str, Any]:
   """The numbers of one config, see the module's text.
 
   Raises:
     ValueError, FileNotFoundError: the config or the rival is not as it must be.
   """
+  with contextlib.ExitStack() as stack:
+    return _measure(
+      stack,
+      spec,
+      overrides,
+      batch_size=batch_size,
+      vocabulary=vocabulary,
+      repeats=repeats,
+      against=against,
+      python=python,
+      torch_compile=torch_compile,
+      loop=loop,
+      real=real,
+    )
+
+
+def _measure(
+  stack,
+  spec,
+  overrides,
+  *,
+  batch_size,
+  vocabulary,
+  repeats,
+  against,
+  python,
+  torch_compile,
+  loop,
+  real,
+):
+  """What `measure` does; the stack ends what is read."""
   if repeats < 1:
     raise ValueError(f"bench step: --repeats={repeats}: want 1 or more.")
   start = time.perf_counter()
@@ -102,9 +138,17 @@ def measure(
   from vlp_jax.bench import program as program_lib
   from vlp_jax.training import sharding
 
-  program = program_lib.load(
-    spec, overrides, batch_size=batch_size, vocabulary=vocabulary
-  )
+  feed = None
+  if real:
+    # Here: it needs TensorFlow, and the rest does not.
+    from vlp_jax.bench import feed as feed_lib
+
+    given = program_lib.given(spec, overrides, batch_size=batch_size)
+    program, feed = feed_lib.open_feed(given, stack)
+  else:
+    program = program_lib.load(
+      spec, overrides, batch_size=batch_size, vocabulary=vocabulary
+    )
   device = program.mesh.devices.flat[0]
   dtype = program.pretrainer.model.dtype
   model_flops = program.model_flops()
@@ -118,7 +162,7 @@ def measure(
 
   def step():
     nonlocal state
-    state, metrics = compiled(state, batch)
+    state, metrics = compiled(state, batch if feed is None else next(feed))
     jax.block_until_ready((state.step, metrics["loss"]))
 
   first = time.perf_counter()
@@ -128,17 +172,16 @@ def measure(
   published = peak.published(device.device_kind, dtype)
   product, product_flops = peak.matmul(dtype)
   contenders["matmul"] = timing.here(product)
-  rival = None
   if against is not None:
     from vlp_jax.bench import rivals
 
     rival = rivals.start(against, program, python=python, compiled=torch_compile)
+    stack.callback(rival.close)
     contenders[against] = rival
-  try:
-    times = timing.side_by_side(contenders, repeats=repeats)
-  finally:
-    if rival is not None:
-      rival.close()
+  for run in contenders.values():
+    run()
+  waited = feed.seconds if feed is not None else 0.0
+  times = timing.side_by_side(contenders, repeats=repeats, warmup=0)
   size = program.config.batch_size
   rate = product_flops / times["matmul"].best
   top = published if published is not None else rate
@@ -177,6 +220,9 @@ def measure(
       "best": times[against].best / times["step"].best,
       "median": times[against].median / times["step"].median,
     }
+  if feed is not None:
+    spent = sum(times["step"].wall)
+    results["input_wait"] = (feed.seconds - waited) / spent
   if loop:
     from vlp_jax.bench import loop as loop_lib
 
