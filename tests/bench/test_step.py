@@ -71,14 +71,14 @@ def test_its_numbers_agree(results):
 
 def test_flops_are_those_of_the_model_and_not_of_rematerialisation():
   few = ["--config.model.image.depth=1", "--config.model.text.depth=1"]
-  plain = program_lib.load(TINY, few, batch_size=4)
-  again = program_lib.load(TINY, [*few, "--config.model.remat='full'"], batch_size=4)
-  more = program_lib.load(TINY, [few[1]], batch_size=4)
+  plain = program_lib.load(TINY, few, batch_size=8)
+  again = program_lib.load(TINY, [*few, "--config.model.remat='full'"], batch_size=8)
+  more = program_lib.load(TINY, [few[1]], batch_size=8)
   assert again.model_flops() == plain.model_flops()
   # The second layer of the image tower: 16 patches and a class token, width 32.
   tokens, width, mlp = 17, 32, 64
   layer = 2 * tokens * (4 * width**2 + 2 * width * mlp + 2 * tokens * width)
-  assert more.model_flops() - plain.model_flops() == 3 * 4 * layer
+  assert more.model_flops() - plain.model_flops() == 3 * 8 * layer
 
 
 def test_published_peaks():
@@ -94,15 +94,15 @@ def test_a_config_without_a_card_wants_a_vocabulary(tmp_path):
   own.write_text("import runpy\n" + (ROOT / "configs" / "clip.py").read_text())
   with pytest.raises(FileNotFoundError, match="say --vocabulary=N"):
     program_lib.load(f"{own}:tiny")
-  program = program_lib.load(f"{own}:tiny", vocabulary=50, batch_size=4)
+  program = program_lib.load(f"{own}:tiny", vocabulary=50, batch_size=8)
   assert program.vocab.size == 50
   text = program.host_batch()["text"]
-  assert text.shape == (4, 16)
+  assert text.shape == (8, 16)
   assert text.max() < 50
 
 
 def test_unknown_rivals_and_options_are_told(capsys):
-  program = program_lib.load(TINY, batch_size=4)
+  program = program_lib.load(TINY, batch_size=8)
   with pytest.raises(ValueError, match="did you mean 'open_clip'"):
     rivals.start("openclip", program)
   for argv in (["--repeats=2"], [f"--config={TINY}", "--repeats=0"]):
@@ -115,7 +115,7 @@ def test_unknown_rivals_and_options_are_told(capsys):
 
 def test_rivals_are_told_our_sizes():
   program = program_lib.load(
-    str(ROOT / "configs" / "albef.py:tiny"), suite.ALONE, batch_size=4
+    str(ROOT / "configs" / "albef.py:tiny"), suite.ALONE, batch_size=8
   )
   sizes = rivals.sizes(program)
   assert json.loads(json.dumps(sizes)) == sizes
@@ -127,7 +127,7 @@ def test_rivals_are_told_our_sizes():
 
 @pytest.mark.slow
 def test_a_step_on_the_data_of_its_config():
-  found = step.measure(TINY, batch_size=4, repeats=2, real=True, loop=True)
+  found = step.measure(TINY, batch_size=8, repeats=2, real=True, loop=True)
   assert 0 <= found["input_wait"] < 1
   assert found["loop"]["ms_per_step"] > 0
   share = found["loop"]["ms_per_step"] / found["step_ms"]["median"]
