@@ -55,6 +55,7 @@ def sizes(program: Any) -> dict[str, Any]:
     "batch_size": program.config.batch_size,
     "vocab": model.text.vocab.size,
     "length": batch["text"].shape[1],
+    "positions": model.text.length,
     "embed": model.embed_dim,
     "dtype": model.dtype,
     "device": "cuda" if program.mesh.devices.flat[0].platform == "gpu" else "cpu",

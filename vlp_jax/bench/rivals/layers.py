@@ -93,12 +93,12 @@ class Words(nn.Module):
     text = sizes["text"]
     self.causal, self.post = causal, post
     self.table = nn.Embedding(sizes["vocab"], text["width"])
-    self.position = nn.Parameter(0.02 * torch.randn(sizes["length"], text["width"]))
+    self.position = nn.Parameter(0.02 * torch.randn(sizes["positions"], text["width"]))
     self.blocks = nn.ModuleList(Block(text, post=post) for _ in range(text["depth"]))
     self.norm = nn.LayerNorm(text["width"])
 
   def forward(self, text):
-    x = self.table(text) + self.position
+    x = self.table(text) + self.position[: text.shape[1]]
     x = self.norm(x) if self.post else x
     for block in self.blocks:
       x = block(x, causal=self.causal)
