@@ -97,37 +97,6 @@ def measure(
   Raises:
     ValueError, FileNotFoundError: the config or the rival is not as it must be.
   """
-  with contextlib.ExitStack() as stack:
-    return _measure(
-      stack,
-      spec,
-      overrides,
-      batch_size=batch_size,
-      vocabulary=vocabulary,
-      repeats=repeats,
-      against=against,
-      python=python,
-      torch_compile=torch_compile,
-      loop=loop,
-      real=real,
-    )
-
-
-def _measure(
-  stack,
-  spec,
-  overrides,
-  *,
-  batch_size,
-  vocabulary,
-  repeats,
-  against,
-  python,
-  torch_compile,
-  loop,
-  real,
-):
-  """What `measure` does; the stack ends what is read."""
   if repeats < 1:
     raise ValueError(f"bench step: --repeats={repeats}: want 1 or more.")
   start = time.perf_counter()
@@ -138,50 +107,51 @@ def _measure(
   from vlp_jax.bench import program as program_lib
   from vlp_jax.training import sharding
 
-  feed = None
-  if real:
-    # Here: it needs TensorFlow, and the rest does not.
-    from vlp_jax.bench import feed as feed_lib
+  with contextlib.ExitStack() as stack:
+    feed = None
+    if real:
+      # Here: it needs TensorFlow, and the rest does not.
+      from vlp_jax.bench import feed as feed_lib
 
-    given = program_lib.given(spec, overrides, batch_size=batch_size)
-    program, feed = feed_lib.open_feed(given, stack)
-  else:
-    program = program_lib.load(
-      spec, overrides, batch_size=batch_size, vocabulary=vocabulary
-    )
-  device = program.mesh.devices.flat[0]
-  dtype = program.pretrainer.model.dtype
-  model_flops = program.model_flops()
-  built = time.perf_counter()
-  lowered = program.lower()
-  traced = time.perf_counter()
-  compiled = lowered.compile()
-  done = time.perf_counter()
-  state = program.state()
-  batch = sharding.put_batch(program.host_batch(), program.mesh)
+      given = program_lib.given(spec, overrides, batch_size=batch_size)
+      program, feed = feed_lib.open_feed(given, stack)
+    else:
+      program = program_lib.load(
+        spec, overrides, batch_size=batch_size, vocabulary=vocabulary
+      )
+    device = program.mesh.devices.flat[0]
+    dtype = program.pretrainer.model.dtype
+    model_flops = program.model_flops()
+    built = time.perf_counter()
+    lowered = program.lower()
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    done = time.perf_counter()
+    state = program.state()
+    batch = sharding.put_batch(program.host_batch(), program.mesh)
 
-  def step():
-    nonlocal state
-    state, metrics = compiled(state, batch if feed is None else next(feed))
-    jax.block_until_ready((state.step, metrics["loss"]))
+    def step():
+      nonlocal state
+      state, metrics = compiled(state, batch if feed is None else next(feed))
+      jax.block_until_ready((state.step, metrics["loss"]))
 
-  first = time.perf_counter()
-  step()
-  first = time.perf_counter() - first
-  contenders: dict[str, timing.Round] = {"step": timing.here(step)}
-  published = peak.published(device.device_kind, dtype)
-  product, product_flops = peak.matmul(dtype)
-  contenders["matmul"] = timing.here(product)
-  if against is not None:
-    from vlp_jax.bench import rivals
+    first = time.perf_counter()
+    step()
+    first = time.perf_counter() - first
+    contenders: dict[str, timing.Round] = {"step": timing.here(step)}
+    published = peak.published(device.device_kind, dtype)
+    product, product_flops = peak.matmul(dtype)
+    contenders["matmul"] = timing.here(product)
+    if against is not None:
+      from vlp_jax.bench import rivals
 
-    rival = rivals.start(against, program, python=python, compiled=torch_compile)
-    stack.callback(rival.close)
-    contenders[against] = rival
-  for run in contenders.values():
-    run()
-  waited = feed.seconds if feed is not None else 0.0
-  times = timing.side_by_side(contenders, repeats=repeats, warmup=0)
+      rival = rivals.start(against, program, python=python, compiled=torch_compile)
+      stack.callback(rival.close)
+      contenders[against] = rival
+    for run in contenders.values():
+      run()
+    waited = feed.seconds if feed is not None else 0.0
+    times = timing.side_by_side(contenders, repeats=repeats, warmup=0)
   size = program.config.batch_size
   rate = product_flops / times["matmul"].best
   top = published if published is not None else rate
@@ -215,7 +185,6 @@ def _measure(
   }
   if against is not None:
     theirs = rates(times[against], size, model_flops, top)
-    # Both directions of time, so that a noisy machine shows.
     results["against"] = {"name": against, **rival.about, **theirs}
     results["ratio"] = {
       "best": times[against].best / times["step"].best,

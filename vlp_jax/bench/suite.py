@@ -70,11 +70,12 @@ def _unrolled(layers):
 
 
 GPU = (
-  Entry("clip_l14", "openclip.py:L14", 128, (HALF,), "clip_nn", 150),
+  Entry("clip_l14", "openclip.py:L14", 64, (HALF,), "clip_nn", 150),
   Entry("albef_base_256", "albef.py", 64, (HALF, *ALONE, FEW), "albef_nn", 150),
   Entry("clip_b16", "openclip.py:B16", 256, (HALF,), "clip_nn"),
   Entry("siglip_b16", "siglip.py", 192, (HALF,), "clip_nn"),
   # What each setting gives, ours alone.
+  Entry("clip_l14_128", "openclip.py:L14", 128, (HALF,)),
   Entry("clip_l14_unrolled", "openclip.py:L14", 128, (HALF, _unrolled(24))),
   Entry("albef_unrolled", "albef.py", 64, (HALF, *ALONE, FEW, _unrolled(12))),
   Entry("albef_all_words", "albef.py", 64, (HALF, *ALONE)),
