@@ -23,6 +23,7 @@ from vlp_jax.data import pp
 from vlp_jax.evaluators import retrieval
 from vlp_jax.interop import initial
 from vlp_jax.ops import tree
+from vlp_jax.training import cache
 from vlp_jax.training import checkpoint
 from vlp_jax.training import guard
 from vlp_jax.training import preemption
@@ -220,6 +221,7 @@ def evaluate(
 def _open(given, workdir):
   """(job, whether this process writes); makes the workdir."""
   config = config_lib.run(given)
+  cache.use()
   workdir = places.workdir(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   job = build.job(config, workdir)

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from vlp_jax.data import columns as columns_lib
+from vlp_jax.data import memory
 from vlp_jax.data import ops_image
 from vlp_jax.data import pp as pp_lib
 
@@ -28,6 +29,7 @@ _log = logging.getLogger("vlp_jax")
 
 # TensorFlow only reads data: it must not take a GPU's memory from the trainer.
 tf.config.set_visible_devices([], "GPU")
+memory.keep()
 
 SEEN_AT_LEAST = 100  # before the share of broken records counts
 # Of the shuffle. TensorFlow's 4 leave data of a few thousand examples nearly in order
