@@ -10,11 +10,12 @@ official text is not cut; here it is at 64 pieces.
 """
 
 from configs import parts
+from configs.finetune import tasks
 
 
 def get_config(arg=""):
   tiny = arg == "tiny"
-  c = parts.albef_task("nlvr", tiny=tiny, batch=128, epochs=10, length=64)
+  c = tasks.albef_task("nlvr", tiny=tiny, batch=128, epochs=10, length=64)
   c.model.fusion.type = "paired"
   c.data.source.classes = ("False", "True")
   alpha = dict(distill=0.4, distill_ramp="1 epoch")
@@ -23,5 +24,5 @@ def get_config(arg=""):
     c.init = dict(type="albef_tasks", path="pretrain_model_nlvr.pth")
     c.init.skip = ("ta_head.*", "(vision|text)_proj.*", "temp")
     c.init.fresh = ("objectives_classify/.*",)
-    c.evals = parts.tables("classify", val="nlvr_dev.json", test="nlvr_test.json")
+    c.evals = tasks.tables("classify", val="nlvr_dev.json", test="nlvr_test.json")
   return parts.on_scenes(c, 48, "nlvr") if tiny else c

@@ -9,11 +9,12 @@ Retrieval_coco.yaml, Retrieval_flickr.yaml and models/model_retrieval.py.
 """
 
 from configs import parts
+from configs.finetune import tasks
 
 
 def get_config(arg=""):
   tiny, flickr = arg == "tiny", arg == "flickr"
-  c = parts.albef_task(
+  c = tasks.albef_task(
     "flickr30k" if flickr else "coco",
     tiny=tiny,
     batch=256,

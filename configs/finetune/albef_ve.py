@@ -9,14 +9,15 @@ neutral, 2 entailment. The official text is not cut; here it is at 48 pieces.
 """
 
 from configs import parts
+from configs.finetune import tasks
 
 
 def get_config(arg=""):
   tiny = arg == "tiny"
-  c = parts.albef_task("ve", tiny=tiny, batch=256, epochs=5, length=48)
+  c = tasks.albef_task("ve", tiny=tiny, batch=256, epochs=5, length=48)
   c.objectives = dict(classify=dict(classes=3, distill=0.4))
   c.data.source.suffix = ".jpg"
   c.data.source.classes = ("contradiction", "neutral", "entailment")
   if not tiny:
-    c.evals = parts.tables("classify", val="ve_dev.json", test="ve_test.json")
+    c.evals = tasks.tables("classify", val="ve_dev.json", test="ve_test.json")
   return parts.on_scenes(c, 48, "ve") if tiny else c

@@ -11,11 +11,12 @@ ten of them.
 """
 
 from configs import parts
+from configs.finetune import tasks
 
 
 def get_config(arg=""):
   tiny = arg == "tiny"
-  c = parts.albef_task(
+  c = tasks.albef_task(
     "vqa", tiny=tiny, batch=256, epochs=8, length=25, warmup="400 steps"
   )
   # Of a question of Visual Genome there is one answer.

@@ -10,13 +10,14 @@ train_caption.py and models/blip.py. Every text begins with "a picture of".
 
 from configs import blip
 from configs import parts
+from configs.finetune import tasks
 
 
 def get_config(arg=""):
   tiny = arg == "tiny"
   numbers = dict(res=384, epochs=5, lr=1e-5, length=40)
   c = blip.get_config("tiny" if tiny else "")
-  c = parts.blip_task(c, "coco_karpathy", **numbers)
+  c = tasks.blip_task(c, "coco_karpathy", **numbers)
   prompt = "a picture of "
   c.data.source.type = "table"
   c.data.pp += f"|prompt({prompt!r})"
@@ -26,7 +27,7 @@ def get_config(arg=""):
     heads = (r"(vision|text)_proj\..*", r"itm_head\..*", "temp")
     c.init.skip = (r"text_encoder\..*", *heads)
     files = dict(val="coco_karpathy_val.json", test="coco_karpathy_test.json")
-    c.evals = parts.tables("caption", pp="decode|resize(384)", **files)
+    c.evals = tasks.tables("caption", pp="decode|resize(384)", **files)
     for each in c.evals.values():
       each.update(prompt=prompt, beams=3, max_length=20, min_length=5)
   return parts.on_scenes(c, 48) if tiny else c

@@ -10,13 +10,14 @@ text is not cut; here it is at 64 pieces.
 
 from configs import blip
 from configs import parts
+from configs.finetune import tasks
 
 
 def get_config(arg=""):
   tiny = arg == "tiny"
   numbers = dict(res=384, epochs=15, lr=3e-5, length=64, words=40)
   c = blip.get_config("tiny" if tiny else "")
-  c = parts.blip_task(c, "nlvr", **numbers)
+  c = tasks.blip_task(c, "nlvr", **numbers)
   c.data.source.classes = ("False", "True")
   c.model.image.drop_path = 0.1
   c.model.fusion.type = "twin"
@@ -28,5 +29,5 @@ def get_config(arg=""):
     c.init.fresh = ("objectives_classify/.*", ".*/merge/.*")
     pp = "decode|resize(384)|clean(40, paper='blip')"
     files = dict(val="nlvr_dev.json", test="nlvr_test.json")
-    c.evals = parts.tables("classify", pp=pp, **files)
+    c.evals = tasks.tables("classify", pp=pp, **files)
   return parts.on_scenes(c, 48, "nlvr") if tiny else c

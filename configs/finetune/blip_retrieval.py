@@ -10,13 +10,14 @@ retrieval_coco.yaml, train_retrieval.py and models/blip_retrieval.py.
 
 from configs import blip
 from configs import parts
+from configs.finetune import tasks
 
 
 def get_config(arg=""):
   tiny = arg == "tiny"
   numbers = dict(res=384, epochs=6, lr=1e-5, length=35)
   c = blip.get_config("tiny" if tiny else "")
-  c = parts.blip_task(c, "coco_karpathy", **numbers)
+  c = tasks.blip_task(c, "coco_karpathy", **numbers)
   c.data.source.type = "table"
   c.model.embed_dim = 256
   c.model.fusion.reads = ("bidirectional",)
@@ -30,7 +31,7 @@ def get_config(arg=""):
     c.init.skip = (r"text_decoder\..*",)
     pp = "decode|resize(384)|clean(30, paper='blip')"
     files = dict(val="coco_karpathy_val.json", test="coco_karpathy_test.json")
-    c.evals = parts.tables("retrieval", pp=pp, **files)
+    c.evals = tasks.tables("retrieval", pp=pp, **files)
     for each in c.evals.values():
       each.update(rerank=256, add_similarity="as_is")
   return parts.on_scenes(c, 48) if tiny else c

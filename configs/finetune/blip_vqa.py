@@ -11,13 +11,14 @@ train_vqa.py, data/vqa_dataset.py and models/blip_vqa.py.
 
 from configs import blip
 from configs import parts
+from configs.finetune import tasks
 
 
 def get_config(arg=""):
   tiny = arg == "tiny"
   numbers = dict(res=480, epochs=10, lr=2e-5, length=35, words=50)
   c = blip.get_config("tiny" if tiny else "")
-  c = parts.blip_task(c, "vqa", **numbers)
+  c = tasks.blip_task(c, "vqa", **numbers)
   # Of a question of Visual Genome there is one answer.
   c.data.source.path = "data/vqa_train.json,data/vqa_val.json,data/vg_qa.json"
   c.data.source.answer_weight = 0.2
@@ -29,6 +30,6 @@ def get_config(arg=""):
   if not tiny:
     c.init.skip = (r"(vision|text)_proj\..*", r"itm_head\..*", "temp")
     pp = "decode|resize(480)|clean(50, paper='blip')"
-    c.evals = parts.tables("vqa", pp=pp, test="vqa_test.json")
+    c.evals = tasks.tables("vqa", pp=pp, test="vqa_test.json")
     c.evals.test.update(how="rank", rank=128, answers="data/answer_list.json")
   return parts.on_scenes(c, 48, "vqa") if tiny else c

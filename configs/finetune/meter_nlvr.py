@@ -10,6 +10,7 @@ text_roberta image_size=288 clip_randaug).
 
 from configs import meter
 from configs import parts
+from configs.finetune import tasks
 
 
 def get_config(arg=""):
@@ -17,7 +18,7 @@ def get_config(arg=""):
   factors = (("^model/fusion/type", 1.0), ("^model/fusion", 5.0), ("^objectives", 10.0))
   numbers = dict(batch=256, epochs=10, lr=1e-5)
   c = meter.get_config("tiny" if tiny else "")
-  c = parts.task_of(c, "nlvr", tiny=tiny, multipliers=factors, **numbers)
+  c = tasks.task_of(c, "nlvr", tiny=tiny, multipliers=factors, **numbers)
   c.data.source.classes = ("False", "True")
   c.model.fusion.types = 3
   c.objectives = dict(pair_classify=dict(classes=2))
@@ -29,7 +30,7 @@ def get_config(arg=""):
     c.init.skip = (r"(mlm|itm)_score\..*",)
     c.init.fresh = ("objectives_pair_classify/.*",)
     files = dict(val="nlvr_dev.json", test="nlvr_test.json")
-    c.evals = parts.tables("classify", pp=f"decode|{pp}", **files)
+    c.evals = tasks.tables("classify", pp=f"decode|{pp}", **files)
     for each in c.evals.values():
       each.objective = "pair_classify"
   return parts.on_scenes(c, 48, "nlvr") if tiny else c

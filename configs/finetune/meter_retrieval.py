@@ -11,6 +11,7 @@ image_size=384 clip_randaug).
 
 from configs import meter
 from configs import parts
+from configs.finetune import tasks
 
 
 def get_config(arg=""):
@@ -19,7 +20,7 @@ def get_config(arg=""):
   # The head that ranks is not among those that the official code names.
   factors = (("^model/fusion/type", 1.0), ("^model/fusion", 5.0))
   numbers = dict(batch=512, epochs=10, lr=5e-6, multipliers=factors)
-  c = parts.task_of(
+  c = tasks.task_of(
     meter.get_config("tiny" if tiny else ""), data, tiny=tiny, **numbers
   )
   c.data.source.type = "table"
@@ -32,6 +33,6 @@ def get_config(arg=""):
     path = "meter_clip16_288_roberta_pretrain.ckpt"
     c.init = dict(type="meter", path=path, key="state_dict")
     c.init.skip = (r"(mlm|itm)_score\..*",)
-    c.evals = parts.tables("retrieval", pp=f"decode|{pp}", test=f"{data}_test.json")
+    c.evals = tasks.tables("retrieval", pp=f"decode|{pp}", test=f"{data}_test.json")
     c.evals.test.update(every="100%", all_pairs=True, objective="text_rank")
   return parts.on_scenes(c, 48) if tiny else c

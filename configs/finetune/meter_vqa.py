@@ -11,6 +11,7 @@ Numbers: zdou0830/METER meter/config.py task_finetune_vqa_clip_bert, and README.
 
 from configs import meter
 from configs import parts
+from configs.finetune import tasks
 
 
 def get_config(arg=""):
@@ -18,7 +19,7 @@ def get_config(arg=""):
   numbers = dict(batch=512, epochs=10, lr=5e-6)
   factors = (("^model/fusion/type", 1.0), ("^model/fusion", 5.0), ("^objectives", 50.0))
   c = meter.get_config("tiny" if tiny else "")
-  c = parts.task_of(c, "vqa", tiny=tiny, multipliers=factors, **numbers)
+  c = tasks.task_of(c, "vqa", tiny=tiny, multipliers=factors, **numbers)
   c.objectives = dict(vqa_scores=dict(answers=3_129))
   if not tiny:
     c.model.image.res = 576
@@ -30,7 +31,7 @@ def get_config(arg=""):
     c.init.skip = (r"(mlm|itm)_score\..*",)
     c.init.fresh = ("objectives_vqa_scores/.*",)
     files = dict(val="vqa_rest_val.json", test="vqa_test.json")
-    c.evals = parts.tables("vqa", pp=f"decode|{pp}", **files)
+    c.evals = tasks.tables("vqa", pp=f"decode|{pp}", **files)
     for each in c.evals.values():
       each.update(objective="vqa_scores", how="choose", answers="data/vqa_answers.json")
   return parts.on_scenes(c, 48, "vqa") if tiny else c

@@ -9,12 +9,13 @@ task_finetune_nlvr2_randaug and EVAL.md.
 
 from configs import parts
 from configs import vilt
+from configs.finetune import tasks
 
 
 def get_config(arg=""):
   tiny = arg == "tiny"
   c = vilt.get_config("tiny" if tiny else "")
-  c = parts.task_of(c, "nlvr", tiny=tiny, batch=128, epochs=10)
+  c = tasks.task_of(c, "nlvr", tiny=tiny, batch=128, epochs=10)
   c.data.source.classes = ("False", "True")
   c.model.fusion.types = 3
   c.objectives = dict(pair_classify=dict(classes=2))
@@ -26,7 +27,7 @@ def get_config(arg=""):
     c.init.skip = (r"(mlm|itm)_score\..*",)
     c.init.fresh = ("objectives_pair_classify/.*",)
     pp, files = "decode|fit(384, 639, 32)", dict(val="nlvr_dev.json")
-    c.evals = parts.tables("classify", pp=pp, test="nlvr_test.json", **files)
+    c.evals = tasks.tables("classify", pp=pp, test="nlvr_test.json", **files)
     for each in c.evals.values():
       each.objective = "pair_classify"
   return parts.on_scenes(c, 48, "nlvr") if tiny else c

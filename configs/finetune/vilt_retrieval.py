@@ -10,13 +10,14 @@ dandelin/ViLT vilt/config.py task_finetune_irtr_coco_randaug and EVAL.md.
 
 from configs import parts
 from configs import vilt
+from configs.finetune import tasks
 
 
 def get_config(arg=""):
   tiny = arg == "tiny"
   data = "f30k" if arg == "flickr" else "coco"
   c = vilt.get_config("tiny" if tiny else "")
-  c = parts.task_of(c, data, tiny=tiny, batch=256, epochs=10)
+  c = tasks.task_of(c, data, tiny=tiny, batch=256, epochs=10)
   c.data.source.type = "table"
   c.objectives = dict(text_rank=dict(negatives=3 if tiny else 15, exclude="pair"))
   if not tiny:
@@ -26,6 +27,6 @@ def get_config(arg=""):
     c.init = dict(type="vilt", path="vilt_200k_mlm_itm.ckpt", key="state_dict")
     c.init.skip = (r"(mlm|itm)_score\..*",)
     pp = "decode|fit(384, 639, 32)"
-    c.evals = parts.tables("retrieval", pp=pp, test=f"{data}_test.json")
+    c.evals = tasks.tables("retrieval", pp=pp, test=f"{data}_test.json")
     c.evals.test.update(every="100%", all_pairs=True, objective="text_rank")
   return parts.on_scenes(c, 48) if tiny else c

@@ -10,13 +10,14 @@ the table has "answer_scores", {number of an answer: score}.
 
 from configs import parts
 from configs import vilt
+from configs.finetune import tasks
 
 
 def get_config(arg=""):
   tiny = arg == "tiny"
   heads = (("^objectives", 10.0),)
   c = vilt.get_config("tiny" if tiny else "")
-  c = parts.task_of(c, "vqa", tiny=tiny, batch=256, epochs=10, multipliers=heads)
+  c = tasks.task_of(c, "vqa", tiny=tiny, batch=256, epochs=10, multipliers=heads)
   c.objectives = dict(vqa_scores=dict(answers=3_129))
   if not tiny:
     # All patches of the largest image: 12 by 19.
@@ -27,7 +28,7 @@ def get_config(arg=""):
     c.init.skip = (r"(mlm|itm)_score\..*",)
     c.init.fresh = ("objectives_vqa_scores/.*",)
     pp = "decode|fit(384, 639, 32)"
-    c.evals = parts.tables("vqa", pp=pp, val="vqa_rest_val.json", test="vqa_test.json")
+    c.evals = tasks.tables("vqa", pp=pp, val="vqa_rest_val.json", test="vqa_test.json")
     for each in c.evals.values():
       each.update(objective="vqa_scores", how="choose", answers="data/vqa_answers.json")
   return parts.on_scenes(c, 48, "vqa") if tiny else c
