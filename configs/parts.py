@@ -53,10 +53,7 @@ def size(name, **fields):
 
 
 def on_scenes(config, res, task="pairs", **fields):
-  """The config with rendered scenes as its data, and a vocabulary made of theirs.
-
-  fields: of data/sources/scenes.py.
-  """
+  """The config on rendered scenes (with these fields), and a vocabulary of theirs."""
   length = config.tokenizer.length
   recipe = dict(vocab_size=256, model_type="bpe")
   config.tokenizer = dict(type="sentencepiece", length=length, train=recipe)
@@ -83,9 +80,8 @@ def clip(image, *, patch, res, text, embed_dim, act="gelu"):
     vit = dict(type="vit", patch=patch, res=res, norm_pre=True, patch_bias=False)
     tower, more = size(image, **vit, **both), {}
   else:
-    # What pools projects as well. Heads are of 64: the last map has 32 times `patch`.
     tower = dict(type="resnet", width=embed_dim, blocks=image, channels=patch, res=res)
-    tower, more = tower | dict(num_heads=patch // 2), dict(project=("text",))
+    more = dict(project=("text",))  # what pools the image projects it as well
   words = dict(width=width, depth=depth, num_heads=-(-width // 64), mlp_dim=4 * width)
   words |= dict(type="text", types=0, norm="pre", attention="causal", pool="last")
   return dict(

@@ -37,7 +37,7 @@ class Encoder(nn.Module):
       attention is its projection (`model.project=("text",)`).
     blocks: of the four stages, (3, 4, 6, 3) of RN50.
     channels: of the first stage; each next one has twice as many.
-    num_heads: of the attention; officially channels / 2.
+    num_heads: of the attention; None: channels / 2, so that they are of 64 (CLIP).
     res: side of the image that the table of positions is for.
     momentum: of the running statistics.
     remat: "full" recomputes each block in the backward pass.
@@ -46,7 +46,7 @@ class Encoder(nn.Module):
   width: int
   blocks: tuple[int, ...] = (3, 4, 6, 3)
   channels: int = 64
-  num_heads: int = 32
+  num_heads: int | None = None
   res: int = 224
   norm_eps: float = 1e-5
   momentum: float = 0.1
@@ -79,7 +79,7 @@ class Encoder(nn.Module):
     small = axes.boxed(axes.kernel_init(None, last), "pos", "embed")
     self.table = self.param("posemb", small, (rows, last))
     self.attend = attention_lib.Attention(
-      self.num_heads,
+      self.num_heads or self.channels // 2,
       self.backend,
       init_std=None,
       dtype=self.dtype,
