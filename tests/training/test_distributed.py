@@ -1,5 +1,6 @@
 """Runs of two processes on this machine: they start, and one of them does not go on."""
 
+import json
 import signal
 import time
 
@@ -100,10 +101,14 @@ def test_a_killed_run_goes_on_and_equals_one_process(tmp_path):
   """On the same mesh of two devices: of one process, and of two with one each."""
   steps = 16
   config = f"{runs.CONFIG}:{steps}"
+  data = {"source": {"split": "val", "size": 40}, "pp": "decode"}
+  evals = {name: {"data": data} for name in ("retrieval", "itm", "mlm")}
+  evals["retrieval"]["rerank"] = 4
+  options = (f"--config.evals={evals}",)
   alone = tmp_path / "alone"
-  runs.finish(runs.start(alone, config=config, devices=2), alone)
+  runs.finish(runs.start(alone, *options, config=config, devices=2), alone)
   two = tmp_path / "two"
-  started = processes.start(two, config=config)
+  started = processes.start(two, *options, config=config)
   wait_for(lambda: runs.steps(two), started)
   started[1].kill()
   begun = time.monotonic()
@@ -112,7 +117,7 @@ def test_a_killed_run_goes_on_and_equals_one_process(tmp_path):
   assert "is gone, without a word" in log
   killed_at = runs.steps(two)[-1]
 
-  started = processes.start(two, config=config)
+  started = processes.start(two, *options, config=config)
   log, other = processes.finish(started, two)
   assert f"goes on from step {killed_at}" in log
   assert "2 x cpu, mesh 2x1x1" in log
@@ -125,4 +130,8 @@ def test_a_killed_run_goes_on_and_equals_one_process(tmp_path):
         line["step"],
         name,
       )
+  # Ranks and words, which hang on what is larger: the same to the last one.
+  got, want = (json.loads((w / "results.json").read_text()) for w in (two, alone))
+  assert set(got) == set(evals)
+  assert got == want
   assert (two / "report.html").is_file()
