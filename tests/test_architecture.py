@@ -32,12 +32,15 @@ IMPORTS = {
 ENTRY = {
   "__init__",
   "__main__",
+  "bench",
   "build",
   "card",
   "cli",
   "convert",
   "evaluate",
   "loop",
+  "plan",
+  "planning",
   "report",
   "train",
 }
