@@ -62,6 +62,7 @@ def assert_resumes_alike(workdir, tmp_path, step, *overrides, value="nan"):
   assert runs.metrics(again) == runs.metrics(workdir)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_is_left_out(tmp_path, caplog):
   policy = ("guard={'nonfinite': 'skip', 'most': 3}",)
   assert train(tmp_path / "run", *policy) == 0

@@ -75,6 +75,7 @@ def test_to_other_devices_and_meshes(eight, tmp_path, devices, mesh):
   assert_goes_on_alike(workdir, eight)
 
 
+@pytest.mark.slow
 def test_to_two_processes_which_stop_together(eight, tmp_path):
   """Each has a device; one is told to stop, both save the same step, and go on."""
   workdir = moved(eight, tmp_path / "run")

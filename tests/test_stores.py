@@ -109,7 +109,9 @@ from vlp_jax.ops import tree
 from vlp_jax.training import checkpoint
 workdir = places.workdir(sys.argv[1])
 names = [str(path / f) for path, _, files in workdir.walk() for f in files]
-names = [name[len(str(workdir)) + 1 :] for name in names]
+# What walks a store leaves its scheme out.
+top = str(workdir).rpartition("://")[2] + "/"
+names = [name[name.index(top) + len(top) :] for name in names]
 state = tree.flatten(checkpoint.Checkpoints(workdir / "checkpoints").arrays())
 told = {
   "names": names,

@@ -113,3 +113,80 @@ def test_the_other_processes_write_nothing(tmp_path):
   writer.write(1, {"loss": 1.0})
   writer.close()
   assert not list(tmp_path.iterdir())
+
+
+def test_what_is_written_at_a_step_is_known(tmp_path):
+  writer = writer_lib.Writer(tmp_path, tensorboard=False)
+  writer.write(3, {"loss": 1.0})
+  writer.write(3, {"val/loss": 1.0})
+  writer.write(6, {"val/loss": 1.0})
+  writer.close()
+  writer = writer_lib.Writer(tmp_path, start=3, tensorboard=False)
+  assert writer.has(3, "val") and not writer.has(3, "test") and not writer.has(3, "va")
+  assert not writer.has(6, "val"), "that line is cut"
+  writer.close()
+
+
+def test_a_run_that_goes_back_cuts_its_lines(tmp_path):
+  writer = writer_lib.Writer(tmp_path, tensorboard=False)
+  for step in (1, 2, 3):
+    writer.write(step, {"loss": 1.0})
+  writer.cut(1)
+  writer.write(2, {"loss": 0.5})
+  writer.close()
+  assert lines(tmp_path) == ['{"step": 1, "loss": 1.0}', '{"step": 2, "loss": 0.5}']
+
+
+# --- In an object store, which takes whole files alone ---
+
+
+class Store:
+  """A path of a store that may refuse."""
+
+  def __init__(self):
+    self.text, self.writes, self.refuses = "", 0, False
+
+  def exists(self):
+    return bool(self.text)
+
+  def read_bytes(self):
+    return self.text.encode()
+
+  def write_text(self, text):
+    if self.refuses:
+      raise OSError("503: slow down")
+    self.text, self.writes = text, self.writes + 1
+
+  def __fspath__(self):
+    raise AssertionError("it is on no disk")
+
+
+def test_a_store_gets_the_whole_log_now_and_then(monkeypatch):
+  monkeypatch.setattr(writer_lib.epath, "Path", lambda path: path)
+  store = Store()
+  file = writer_lib._Rewritten(store)
+  file.replace("")
+  for step in range(100):
+    file.write(f'{{"step": {step}}}\n')
+  assert store.writes == 1 and store.text == ""
+  file.flush()
+  file.flush()
+  assert store.writes == 2 and len(store.text.splitlines()) == 100
+  monkeypatch.setattr(file, "_next", 0.0)
+  file.write('{"step": 100}\n')
+  assert store.writes == 3
+  assert [line["step"] for line in file.read()] == list(range(101))
+
+
+def test_a_store_that_refuses_keeps_nobody_from_training(monkeypatch, caplog):
+  store = Store()
+  file = writer_lib._Rewritten(store)
+  file.replace("")
+  store.refuses = True
+  monkeypatch.setattr(file, "_next", 0.0)
+  file.write('{"step": 1}\n')
+  assert "503: slow down; it is tried again later" in caplog.text
+  store.refuses = False
+  file.write('{"step": 2}\n')
+  file.close()
+  assert store.text == '{"step": 1}\n{"step": 2}\n'
