@@ -17,6 +17,7 @@ ITC = (
   "model.text.dropout=0.0",
   "sharding.mesh={'data': 4, 'fsdp': 2}",
   "total=3",
+  "optim.warmup=1",
 )
 
 
