@@ -195,6 +195,10 @@ class Telling:
 
   inside: nn.Module
 
+  @property
+  def shares(self):
+    return self.inside.shares
+
   def apply(self, variables, *args, mutable, **fields):
     (loss, metrics), new = self.inside.apply(
       variables,
