@@ -52,9 +52,8 @@ def alone(tmp_path_factory):
   return take_steps(1, tmp_path_factory.mktemp("alone"))
 
 
-@pytest.mark.parametrize(
-  "count", [2, pytest.param(4, marks=pytest.mark.slow)], ids="{}-processes".format
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4], ids="{}-processes".format)
 def test_steps_are_the_same_in_several_processes(count, alone, tmp_path):
   found = take_steps(count, tmp_path)
   assert found.keys() == alone.keys()
