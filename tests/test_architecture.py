@@ -26,6 +26,7 @@ IMPORTS = {
   "explain": ("models", "ops"),
   "schema": (),
   "config": ("schema",),
+  "places": (),
 }
 # What puts it all together, and may import everything.
 ENTRY = {
@@ -38,6 +39,8 @@ ENTRY = {
   "convert",
   "evaluate",
   "loop",
+  "plan",
+  "planning",
   "report",
   "train",
 }
@@ -52,7 +55,7 @@ FORBIDDEN = {
   "data": ("jax", "jaxlib", "flax", "optax", "orbax", "clu"),
 }
 # What config files and their readers live on, beside the standard library.
-CONFIG_IMPORTS = {"ml_collections", "vlp_jax"}
+CONFIG_IMPORTS = {"etils", "ml_collections", "vlp_jax"}
 TOP = {
   "LICENSE",
   "README.md",

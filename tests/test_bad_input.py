@@ -103,6 +103,27 @@ WRONG = {
     ["tokenizer={'type': 'sentencepiece', 'path': 'no.model', 'length': 12}"],
     ["tokenizer.path='no.model': no such SentencePiece model"],
   ),
+  "a guard's policy that there is not": (
+    ["guard.nonfinite=ignore"],
+    ["config: guard.nonfinite: wrong value: got 'ignore'", "'stop' or 'skip'"],
+  ),
+  "a guard's field that there is not": (
+    ["guard.sigmas=3.0"],
+    ["config: guard.sigmas: no such field of vlp_jax/training/guard.py"]
+    + ["did you mean 'loss_sigmas'?"],
+  ),
+  "a guard that never stops": (
+    ["guard.most=0"],
+    ["config: guard.most=0: wants 1 or more"],
+  ),
+  "a signal that cannot be caught": (
+    ["preemption.signals=('SIGTERM', 'SIGKILL')"],
+    ["config: preemption.signals: 'SIGKILL' is no signal that can be caught"],
+  ),
+  "a cloud that is not known": (
+    ["preemption.maintenance=azure"],
+    ["config: preemption.maintenance: wrong value: got 'azure'", "'gce'"],
+  ),
   "no objective": (
     ["objectives.itc=None", "objectives.itm=None", "objectives.mlm=None"],
     ["config: objectives is empty", "itc"],
@@ -114,6 +135,22 @@ WRONG = {
   "a teacher that is not there": (
     ["ema_decay=None"],
     ["config: objectives.itc.queue wants a teacher: set ema_decay"],
+  ),
+  "negatives from other microbatches": (
+    ["accumulate=2"],
+    ["config: objectives.itm.group=None: negatives are drawn among", "to 8 or another"],
+  ),
+  "microbatches that the batch does not make": (
+    ["accumulate=3"],
+    ["config: accumulate=3: batch_size=16 does not make so many microbatches"],
+  ),
+  "a stream of one microbatch": (
+    ["accumulate_stream=True"],
+    ["config: accumulate_stream=True streams microbatches, but accumulate=1"],
+  ),
+  "a tile of nothing": (
+    ["objectives.itc.backend='ring'", "objectives.itc.tile=0"],
+    ["objectives.itc.tile=0: want 1 or more"],
   ),
   "images of another size than the model's": (
     ["data.pp='decode|resize(64)'"],
@@ -164,6 +201,11 @@ def test_wrong_configs(name, capsys, tmp_path, too_late):
   assert not (tmp_path / "checkpoints").exists() or not runs.steps(tmp_path)
 
 
+def test_a_workdir_that_cannot_be_written_to(capsys, too_late):
+  message = fails(capsys, "s3://bucket/run")
+  assert "--workdir=s3://bucket/run: wants a folder of a disk, or gs://" in message
+
+
 def test_no_config(capsys, tmp_path, too_late):
   missing = runs.ROOT / "configs" / "quikstart.py"
   message = fails(capsys, tmp_path, config=missing)
@@ -203,15 +245,7 @@ def test_nothing_to_evaluate(capsys, tmp_path):
 
 # --- Runs of ITC alone, of which the first step is soon there -------------------------
 
-ITC = (
-  "objectives.itm=None",
-  "objectives.mlm=None",
-  "objectives.itc.queue=0",
-  "objectives.itc.distill=0.0",
-  "ema_decay=None",
-  "model.fusion=None",
-  "log.tensorboard=False",
-)
+ITC = runs.ITC
 
 
 def trains(workdir, *overrides):

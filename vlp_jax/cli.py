@@ -16,13 +16,15 @@ import pathlib
 import sys
 import traceback
 
+from etils import epath
 import ml_collections
 
 from vlp_jax import config as config_lib
+from vlp_jax import places
 from vlp_jax import schema
 
 # Modules of this package, and packages with a __main__.
-COMMANDS = ("train", "evaluate", "convert", "card", "bench")
+COMMANDS = ("train", "evaluate", "convert", "card", "plan", "bench")
 
 # Of a run in its workdir, so that it can be gone on with and evaluated without a file.
 CONFIG_FILE = "config.json"
@@ -45,7 +47,7 @@ class Args:
   """
 
   config: ml_collections.ConfigDict
-  workdir: pathlib.Path
+  workdir: epath.Path
   rest: argparse.Namespace
 
 
@@ -122,9 +124,8 @@ def parse(
   parser.add_argument(
     "--workdir",
     metavar="DIR",
-    type=pathlib.Path,
     required=True,
-    help="where the run keeps its config, checkpoints, logs and report",
+    help="where the run keeps its config, checkpoints, logs and report; or gs://…",
   )
   parser.add_argument(
     "--traceback",
@@ -133,21 +134,22 @@ def parse(
   )
   for flag, settings in options:
     parser.add_argument(flag, **settings)
-  rest, overrides = split(sys.argv[1:] if argv is None else argv)
+  rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
   args = parser.parse_args(rest)
   if args.traceback:
     os.environ["VLP_JAX_TRACEBACK"] = "1"
-  spec = args.config
-  if spec is None:
-    saved = args.workdir / CONFIG_FILE
-    if not saved.is_file():
+  workdir = places.workdir(args.workdir)
+  if args.config is None:
+    saved = workdir / CONFIG_FILE
+    if not saved.exists():
       raise FileNotFoundError(f"config: say --config=FILE: there is no {saved}.")
-    spec = str(saved)
-  config = config_lib.load(spec, overrides)
-  return Args(config=config, workdir=args.workdir, rest=args)
+    config = config_lib.saved(saved.read_text(), overrides)
+  else:
+    config = config_lib.load(args.config, overrides)
+  return Args(config=config, workdir=workdir, rest=args)
 
 
-def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   """(other arguments, "--config.a.b=value" of both spellings)."""
   rest, overrides = [], []
   argv = iter(argv)

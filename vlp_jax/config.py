@@ -88,11 +88,18 @@ class Run:
 
   Attributes:
     batch_size: examples a step, over all devices.
+    accumulate: microbatches that a step is computed in, which need less memory and give
+      the same step (`training/accumulate.py`).
+    accumulate_stream: the microbatches' images come from the host one by one, so that
+      the devices never hold those of the whole batch; else they come at once.
     total: length of the run.
     tokenizer, model, objectives, evals: components; see `build`. An objective or an
-      evaluation that is set to None is left out.
+      evaluation that is set to None is left out. Beside its fields an objective has a
+      weight in the loss, and may have a share: of those with one, each step has one
+      alone, drawn by their shares from (seed, step).
     data, checkpoint, log, profile: see the classes; no profile: None.
-    optim, sharding: fields of training/optim.py and training/sharding.py.
+    optim, sharding, guard, preemption: fields of training/optim.py, sharding.py,
+      guard.py and preemption.py.
     ema_decay: of the teacher's parameters; None: no teacher.
     init: checkpoint to start from, dict(type=…, path=…).
     seed: of everything random.
@@ -107,16 +114,26 @@ class Run:
   optim: dict
   evals: dict = dataclasses.field(default_factory=dict)
   sharding: dict = dataclasses.field(default_factory=dict)
+  guard: dict = dataclasses.field(default_factory=dict)
+  preemption: dict = dataclasses.field(default_factory=dict)
   ema_decay: float | None = None
   checkpoint: Checkpoint = Checkpoint()
   log: Log = Log()
   profile: Profile | None = None
   init: dict | None = None
   seed: int = 0
+  accumulate: int = 1
+  accumulate_stream: bool = False
 
   def __post_init__(self):
     _bounds("batch_size", self.batch_size, 1)
     _bounds("seed", self.seed, 0)
+    _bounds("accumulate", self.accumulate, 1)
+    if self.accumulate_stream and self.accumulate == 1:
+      raise ValueError(
+        "config: accumulate_stream=True streams microbatches, but accumulate=1 makes"
+        " none: say how many, e.g. accumulate=16."
+      )
     _bounds("checkpoint.keep", self.checkpoint.keep, 1)
     _bounds("data.max_bad", self.data.max_bad, 0, 1)
     if self.ema_decay is not None:
@@ -151,9 +168,16 @@ def load(spec: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
       raise ValueError(
         f"config: {path}: a saved config takes no argument, got {arg!r}."
       )
-    config = from_json(path.read_text("utf-8"))
-  else:
-    config = _execute(path, arg)
+    return saved(path.read_text("utf-8"), overrides)
+  config = _execute(path, arg)
+  for item in overrides:
+    _override(config, item)
+  return config
+
+
+def saved(text: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
+  """The config that `to_json` wrote, with "--config.a.b=value" put over it."""
+  config = from_json(text)
   for item in overrides:
     _override(config, item)
   return config
@@ -368,6 +392,7 @@ class _Part:
 
 
 TOWERS = {"image": dict | None, "text": dict | None, "fusion": dict | None}
+OBJECTIVE = {"weight": float, "share": float}
 EVAL = {"every": schema.Duration, "data": dict | None, "batch_size": int}
 PARTS = (
   _Part("model", "", "vlp_jax.models.vlm:VLM", given=TOWERS, extra=TOWERS),
@@ -380,11 +405,13 @@ PARTS = (
     "models.fusion",
     given=("num_heads", "mlp_dim", "image_width", "text_width"),
   ),
-  _Part("objectives.*", "objectives", "*", ("vocab", "width"), {"weight": float}),
+  _Part("objectives.*", "objectives", "*", ("vocab", "width"), OBJECTIVE),
   _Part("evals.*", "evaluators", "*", extra=EVAL),
   _Part("evals.*.data.source", "data.sources"),
   _Part("optim", "", "vlp_jax.training.optim:Optim"),
   _Part("sharding", "", "vlp_jax.training.sharding:Sharding"),
+  _Part("guard", "", "vlp_jax.training.guard:Guard"),
+  _Part("preemption", "", "vlp_jax.training.preemption:Preemption"),
 )
 
 

@@ -80,6 +80,31 @@ def test_each_word_does_the_same_alone_and_in_the_pipeline():
       assert TOKENIZER.decode(text) == want["caption"]
 
 
+# --- Pieces ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [np.arange(16), np.arange(8, 16)])
+def test_a_batch_in_pieces_is_the_batch(rows):
+  # Runs of four rows, of which each of two pieces has two.
+  source = pictures.source(50)
+  where = dict(rows=rows, start=16)
+  runs = len(rows) // 4
+  whole = batches(source, 2, batch_size=16, **where)
+  pieces = batches(source, 4, batch_size=16, pieces=2, runs=runs, **where)
+  for i, batch in enumerate(whole):
+    for key, value in batch.items():
+      parts = [p[key].reshape(runs, 2, *value.shape[1:]) for p in pieces[2 * i :][:2]]
+      together = np.stack(parts, axis=1).reshape(value.shape)
+      np.testing.assert_array_equal(together, value)
+
+
+def test_pieces_that_the_rows_do_not_make():
+  with pytest.raises(
+    ValueError, match="batch_size=16: the 16 rows of a process do not"
+  ):
+    batches(pictures.source(5), 1, batch_size=16, pieces=3, runs=4)
+
+
 # --- Order ----------------------------------------------------------------------------
 
 
@@ -153,15 +178,20 @@ def test_to_start_is_to_skip():
 def test_processes_have_the_rows_of_one(count):
   source = pictures.source(9, captions=3, broken={2: (b"", ["a"])})
   alone = batches(source, 3, batch_size=8, max_bad=1.0)
-  parts = [
-    batches(source, 3, batch_size=8, process_index=i, process_count=count, max_bad=1.0)
-    for i in range(count)
-  ]
+  rows = np.split(np.arange(8), count)
+  parts = [batches(source, 3, batch_size=8, rows=r, max_bad=1.0) for r in rows]
   joined = [
     {key: np.concatenate([part[key] for part in step]) for key in step[0]}
     for step in zip(*parts, strict=True)
   ]
   assert_same(joined, alone)
+  # Wherever the devices of a process stand in the mesh.
+  for batch, whole in zip(
+    batches(source, 3, batch_size=8, rows=rows[0] * 2 + 1, max_bad=1.0),
+    alone,
+    strict=True,
+  ):
+    assert_same([batch], [{k: v[rows[0] * 2 + 1] for k, v in whole.items()}])
   # And of the same run on fewer devices, that goes on in the middle.
   assert_same(batches(source, 1, batch_size=8, start=16, max_bad=1.0), alone[2:])
 
@@ -346,8 +376,8 @@ def test_mistakes_are_told_before_anything_is_read():
     given = dict(batch_size=4, seed=0) | fields
     return pipeline.train_batches(source, given.pop("pp", PP), TOKENIZER, **given)
 
-  with pytest.raises(ValueError, match="batch_size=4 is not a multiple of 3"):
-    make(process_count=3)
+  with pytest.raises(ValueError, match=r"rows=\[3, 4\]: want some of 0 … 3"):
+    make(rows=np.array([3, 4]))
   with pytest.raises(ValueError, match="no word 'decod'.*'decode'"):
     make(pp="decod|resize(8)")
   with pytest.raises(ValueError, match="seed=-1"):

@@ -30,7 +30,7 @@ REPEATS = 8
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Parses, measures, prints and stores."""
-  rest, overrides = cli.split(sys.argv[1:] if argv is None else argv)
+  rest, overrides = cli.split_overrides(sys.argv[1:] if argv is None else argv)
   args = _parser().parse_args(rest)
   with cli.user_errors():
     if args.suite is not None:

@@ -103,12 +103,13 @@ def train_batches(
   batch_size: int,
   seed: int,
   start: int = 0,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: np.ndarray | None = None,
   max_bad: float = 0.01,
   workers: int | None = None,
   block: int = 1,
   columns: columns_lib.Columns | None = None,
+  pieces: int = 1,
+  runs: int = 1,
 ) -> "TrainBatches":
   """Endless batches from position `start` of the run on.
 
@@ -116,14 +117,17 @@ def train_batches(
     source: see sources/__init__.py.
     pp: words of preprocessing; see `pp.py`.
     tokenizer: `encode(list of captions) -> (ids int32 [B, L], mask bool [B, L])`.
-    batch_size: of the whole run; a process yields its rows of each batch.
+    batch_size: of the whole run.
     seed: of order and augmentation, 0 or more.
     start: examples that the run has seen.
-    process_index, process_count: of `jax.distributed`.
+    rows: int [R], those of each batch that this process yields; None: all.
     max_bad: share of broken records beyond which iterating raises BadDataError.
     workers: batches that are prepared at once; None: by the number of cores.
     block: so many examples that lie side by side in the source stay together.
     columns: what a batch has beside these; None: nothing.
+    pieces, runs: a batch comes in so many pieces, one after the other. The process's
+      rows are `runs` runs of neighbours, of each of which a piece has an equal part, as
+      `training/accumulate.py` cuts a batch.
 
   Returns:
     Iterator of {"image": uint8 [B, R, R, 3], "text": int32 [B, L], "text_mask": bool
@@ -131,8 +135,7 @@ def train_batches(
     pp pads.
 
   Raises:
-    ValueError: pp is wrong, the source is empty, or the batch does not split over the
-      processes.
+    ValueError: pp is wrong, the source is empty, or rows are not of the batch.
   """
   op = pp_lib.parse(pp)
   if not len(source):
@@ -142,23 +145,28 @@ def train_batches(
       f"config: data.block={block} does not divide the {len(source)} examples of"
       " data.source."
     )
-  if batch_size < 1 or batch_size % process_count:
-    raise ValueError(
-      f"config: batch_size={batch_size} is not a multiple of {process_count} processes."
-    )
-  if not 0 <= process_index < process_count:
-    raise ValueError(f"process_index={process_index}: want 0 … {process_count - 1}.")
+  if batch_size < 1:
+    raise ValueError(f"config: batch_size={batch_size}: want 1 or more.")
+  rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
+  if not len(rows) or not (0 <= rows.min() <= rows.max() < batch_size):
+    raise ValueError(f"rows={rows.tolist()}: want some of 0 … {batch_size - 1}.")
   if seed < 0 or start < 0:
     raise ValueError(f"seed={seed}, start={start}: want 0 or more.")
-  rows = batch_size // process_count
-  first = start + process_index * rows
+  if len(rows) % (pieces * runs):
+    raise ValueError(
+      f"config: batch_size={batch_size}: the {len(rows)} rows of a process do not make"
+      f" {pieces} pieces of {runs} runs."
+    )
+  rows = rows.reshape(runs, pieces, -1).swapaxes(0, 1).reshape(pieces, -1)
   more = columns or columns_lib.Columns()
   loader = _Loader(source, op, tokenizer, seed, more)
   kinds = COLUMNS | {name: tf.as_dtype(x.dtype) for name, x in more.empty().items()}
-  loaded: dict[int, Any] = {}  # what is to be told of a batch, by its first position
+  if pp_lib.leaves_regions(pp):
+    kinds["image"] = tf.float32
+  loaded: dict[int, Any] = {}  # what is to be told of a piece, by its number
   more_wanted = tf.Variable(True, trainable=False)
 
-  def load(begin, positions, indices):
+  def load(number, positions, indices):
     try:
       batch, broken = loader.batch(positions, indices)
     except Exception as error:
@@ -166,20 +174,21 @@ def train_batches(
       batch = {key: np.zeros(0, t.as_numpy_dtype) for key, t in kinds.items()}
       broken = error
     extra = {key: value for key, value in batch.items() if key not in kinds}
-    loaded[int(begin)] = broken, extra
+    loaded[int(number)] = broken, extra
     return tuple(batch[key] for key in kinds)
 
-  def step(begin):
-    positions = begin + tf.range(rows, dtype=tf.int64)
+  def step(number):
+    begin = start + number // pieces * batch_size
+    positions = begin + tf.gather(tf.constant(rows, tf.int64), number % pieces)
     indices = shuffled(positions, len(source), seed, block=block)
     types = tuple(kinds.values())
-    return begin, tuple(tf.numpy_function(load, (begin, positions, indices), types))
+    return number, tuple(tf.numpy_function(load, (number, positions, indices), types))
 
   parallel = workers or max(1, min(8, _cores() // 2))
   options = tf.data.Options()
   options.deterministic = True
   options.threading.private_threadpool_size = parallel + 1
-  steps = tf.data.Dataset.range(first, tf.int64.max, batch_size)
+  steps = tf.data.Dataset.range(tf.int64.max)
   steps = steps.take_while(lambda _: more_wanted.read_value())
   data = steps.map(step, num_parallel_calls=parallel).prefetch(2).with_options(options)
   return TrainBatches(data, loaded, Bad(max_bad), tuple(kinds), more_wanted)
@@ -211,8 +220,8 @@ class TrainBatches:
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
-    begin, columns = next(self._iterator)
-    broken, extra = self._loaded.pop(int(begin))
+    number, columns = next(self._iterator)
+    broken, extra = self._loaded.pop(int(number))
     if isinstance(broken, Exception):
       raise broken
     batch = dict(zip(self._names, columns, strict=True)) | extra
@@ -542,7 +551,7 @@ def _text(caption):
 
 
 def stack(rows: list[dict[str, Any]]) -> np.ndarray:
-  """uint8 [B, R, R, 3] of the rows' images."""
+  """uint8 [B, R, R, 3] of the rows' images, or float32 [B, N, W] of their regions."""
   shapes = {row["image"].shape for row in rows}
   if len(shapes) > 1:
     raise ValueError(
