@@ -81,6 +81,11 @@ def test_flops_are_those_of_the_model_and_not_of_rematerialisation():
   assert more.model_flops() - plain.model_flops() == 3 * 8 * layer
 
 
+def test_accumulation_is_refused():
+  with pytest.raises(ValueError, match=r"set --config.accumulate=1"):
+    program_lib.load(TINY, ["--config.accumulate=2"], batch_size=8)
+
+
 def test_published_peaks():
   assert peak.published("NVIDIA H200", "bfloat16") == 989e12
   assert peak.published("NVIDIA H100 80GB HBM3", "bfloat16") == 989e12

@@ -21,6 +21,11 @@ def open_feed(
   """(the program of a config, its batches on the device); the stack ends them."""
   folder = stack.enter_context(tempfile.TemporaryDirectory())
   config = config_lib.run(given)
+  if config.accumulate != 1:
+    raise ValueError(
+      f"bench: accumulate={config.accumulate}: what is timed is a step that is one"
+      " program: set --config.accumulate=1 and --batch_size to the microbatch's."
+    )
   job = build.job(config, pathlib.Path(folder))
   objectives = job.pretrainer.objectives
   batches = pipeline.train_batches(

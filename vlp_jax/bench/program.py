@@ -157,6 +157,11 @@ def load(
   """
   config = config_lib.run(given(spec, overrides, batch_size=batch_size))
   config_lib.check(config)
+  if config.accumulate != 1:
+    raise ValueError(
+      f"bench: {spec}: accumulate={config.accumulate}: what is timed is a step that is"
+      " one program: set --config.accumulate=1 and --batch_size to the microbatch's."
+    )
   examples = _EPOCH
   if vocabulary is None:
     card = _card(spec)

@@ -173,6 +173,7 @@ def measure(
       "flops_per_second": top,
       "source": "published" if published is not None else "measured",
       "matmul_flops_per_second": rate,
+      "matmul_flops_per_cpu_second": product_flops / times["matmul"].least_cpu,
     },
     **rates(times["step"], size, model_flops, top),
     "memory": memory(compiled, device),

@@ -126,7 +126,12 @@ class Child:
     """Ends the process; its exit code."""
     with contextlib.suppress(BrokenPipeError):  # it is gone already
       self._process.stdin.close()
-    code = self._process.wait(timeout=60)
+    try:
+      code = self._process.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+      # What it measured is known; it need not end well.
+      self._process.kill()
+      code = self._process.wait()
     self._listener.join()
     self._answers.close()
     self._process.stderr.close()

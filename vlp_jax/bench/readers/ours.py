@@ -1,5 +1,7 @@
 """vlp_jax's input pipeline; by="turbo" or "pillow"."""
 
+import contextlib
+
 import numpy as np
 
 from vlp_jax.bench.readers import work as work_lib
@@ -34,8 +36,10 @@ def words(work: work_lib.Work) -> str:
 
 def main() -> None:
   work = work_lib.said()
-  images = (batch["image"] for batch in batches(work))
-  work_lib.serve(work, images, pp=words(work))
+  # Closed before the process ends: TensorFlow may wait for ever for threads in Python.
+  with contextlib.closing(batches(work)) as made:
+    images = (batch["image"] for batch in made)
+    work_lib.serve(work, images, pp=words(work))
 
 
 if __name__ == "__main__":
