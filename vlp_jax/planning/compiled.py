@@ -140,6 +140,7 @@ def held(tree: Any) -> float:
   """Bytes of one device that arrays take, by their shapes and shardings."""
   total = 0.0
   for leaf in jax.tree.leaves(tree):
-    shape = leaf.sharding.shard_shape(leaf.shape)
+    # A number of the host has no sharding: it is whole everywhere.
+    shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
     total += leaf.dtype.itemsize * math.prod(shape)
   return total
