@@ -67,7 +67,7 @@ def compile(
   with sharding_lib.use(job.mesh, job.sharding), _effort(None if exact else QUICK):
     lowered = program.fn.lower(*program.args)
     try:
-      made = lowered.compile()
+      made = lowered.compile(compiler_options=OPTIONS.get(_platform(job.mesh), {}))
     except jax.errors.JaxRuntimeError as error:
       needed = needed_of(str(error))
       if needed is None:
@@ -90,6 +90,15 @@ def compile(
     program.name, program.times, **sizes, needed=needed, cost=cost, seconds=seconds
   )
   return found, text
+
+
+# Triton's products want tiles that only a GPU can choose, by trying; without one the
+# default ones fail to compile for some shapes. cuBLAS's work for all.
+OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
+
+
+def _platform(mesh):
+  return mesh.devices.flat[0].platform
 
 
 def _refused(program, needed, seconds):
