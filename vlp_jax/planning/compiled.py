@@ -69,7 +69,7 @@ def compile(
     try:
       made = lowered.compile(compiler_options=OPTIONS.get(_platform(job.mesh), {}))
     except jax.errors.JaxRuntimeError as error:
-      needed = needed_of(str(error))
+      needed = needed_of(str(error), held(program.args))
       if needed is None:
         raise
       return _refused(program, needed, time.monotonic() - begun), ""
@@ -136,13 +136,19 @@ def _effort(level):
 _UNITS = dict(K=2.0**10, M=2.0**20, G=2.0**30, T=2.0**40)
 
 
-def needed_of(message: str) -> float | None:
+def needed_of(message: str, arguments: float) -> float | None:
   """Bytes that a program would take, of the TPU compiler's refusal; None: it is none.
 
-  "Ran out of memory in memory space hbm. Used 35.38G of 15.75G hbm."
+  "Used 35.38G of 15.75G hbm" is of all; "the total memory required for HLO temporaries
+  (37.65G) exceeds available HBM (15.75G)" is without the arguments.
   """
   found = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", message)
-  return float(found[1]) * _UNITS[found[2]] if found else None
+  if found:
+    return float(found[1]) * _UNITS[found[2]]
+  found = re.search(
+    r"required for HLO temporaries \(([\d.]+)([KMGT])\) exceeds available", message
+  )
+  return float(found[1]) * _UNITS[found[2]] + arguments if found else None
 
 
 def held(tree: Any) -> float:
