@@ -206,8 +206,13 @@ def test_what_the_tpu_compiler_refuses():
     "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory"
     " space hbm. Used 35.38G of 15.75G hbm. Exceeded hbm capacity by 19.63G."
   )
-  assert compiled_lib.needed_of(message) == 35.38 * 2**30
-  assert compiled_lib.needed_of("INTERNAL: something else") is None
+  assert compiled_lib.needed_of(message, 7.0) == 35.38 * 2**30
+  message = (
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO"
+    " temporaries (37.65G) exceeds available HBM (15.75G)."
+  )
+  assert compiled_lib.needed_of(message, 7.0) == 37.65 * 2**30 + 7.0
+  assert compiled_lib.needed_of("INTERNAL: something else", 7.0) is None
 
 
 def test_fields_over_those_of_all_towers():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vlp_jax.nn import attention
+from vlp_jax.nn import axes
 
 B, L, S, D, N = 2, 5, 7, 16, 4
 
@@ -103,3 +104,25 @@ def test_a_fast_backend_refuses_dropout():
 def test_width_must_divide_into_heads():
   with pytest.raises(ValueError, match="not a multiple of num_heads"):
     attention.Attention(num_heads=3).init(jax.random.key(0), jnp.ones((1, 2, 16)))
+
+
+@pytest.mark.parametrize(
+  ("dtype", "length", "memory", "head_dim", "platform", "backend"),
+  [
+    ("bfloat16", 50, 50, 64, "gpu", "cudnn"),
+    ("bfloat16", 50, 50, 64, "tpu", "xla"),
+    ("float32", 50, 50, 64, "gpu", "xla"),
+    # JAX refuses to train with these.
+    ("bfloat16", 257, 257, 64, "gpu", "xla"),
+    ("bfloat16", 30, 257, 64, "gpu", "xla"),
+    ("bfloat16", 50, 50, 60, "gpu", "xla"),
+    ("bfloat16", 50, 50, 256, "gpu", "xla"),
+  ],
+)
+def test_the_fastest_backend(
+  dtype, length, memory, head_dim, platform, backend, monkeypatch
+):
+  monkeypatch.setattr(axes, "platform", lambda: platform)
+  query = jax.ShapeDtypeStruct((2, length, 4, head_dim), dtype)
+  key = jax.ShapeDtypeStruct((2, memory, 4, head_dim), dtype)
+  assert attention.fastest(query, key) == backend

@@ -184,6 +184,38 @@ def test_attention_of_cudnn():
     assert cost_lib.of(text, devices=1).flops == {"half": times * 2 * 10 * 4 * 64 * 20}
 
 
+def test_a_slice_in_a_fusion_within_a_fusion():
+  slice_ = """%slice (p: f32[5,64], i: s32[]) -> f32[64] {
+  %p.1 = f32[5,64]{1,0} parameter(0)
+  %i.1 = s32[] parameter(1)
+  %z = s32[] constant(0)
+  %s = f32[1,64]{1,0} dynamic-slice(%p.1, %i.1, %z), dynamic_slice_sizes={1,64}
+  ROOT %b = f32[64]{0} bitcast(%s)
+}
+"""
+  outer = """%outer (i: s32[], p: f32[5,64]) -> f32[5,64] {
+  %i.2 = s32[] parameter(0)
+  %p.2 = f32[5,64]{1,0} parameter(1)
+  %f = f32[64]{0} fusion(%p.2, %i.2), kind=kLoop, calls=%slice
+  %n = f32[64]{0} negate(%f)
+  %m = f32[1,64]{1,0} bitcast(%n)
+  %z.2 = s32[] constant(0)
+  ROOT %u = f32[5,64]{1,0} dynamic-update-slice(%p.2, %m, %i.2, %z.2)
+}
+"""
+  text = (
+    slice_
+    + outer
+    + entry(
+      "  %i = s32[] parameter(0)",
+      "  %x = f32[5,64]{1,0} parameter(1)",
+      "  ROOT %y = f32[5,64]{1,0} fusion(%i, %x), kind=kLoop, calls=%outer",
+    )
+  )
+  # One layer is read, one is written where it was; and the index, which two read.
+  assert cost_lib.of(text, devices=1).bytes == 2 * 64 * 4 + 4
+
+
 @pytest.mark.parametrize(
   ("line", "moved"),
   [

@@ -32,6 +32,19 @@ class Given:
   mask: jax.Array | None
 
 
+def fastest(query: jax.Array, key: jax.Array) -> str:
+  """cuDNN where the devices have it and it takes such arrays, else XLA.
+
+  query [B, L, N, H], key [B, S, N, H]. cuDNN's flash attention is of 16-bit numbers and
+  heads of a multiple of 8, at most 128; when it trains, JAX refuses odd lengths.
+  """
+  half = query.dtype in (jnp.bfloat16, jnp.float16)
+  head_dim = query.shape[-1]
+  even = query.shape[1] % 2 == 0 and key.shape[1] % 2 == 0
+  takes = half and even and head_dim % 8 == 0 and head_dim <= 128
+  return "cudnn" if takes and axes.platform() == "gpu" else "xla"
+
+
 class Attention(nn.Module):
   """Multi-head attention of x to itself or to another sequence.
 
@@ -47,7 +60,7 @@ class Attention(nn.Module):
     num_heads: of width D / num_heads each.
     backend: "einsum" plain arrays; "xla" and "cudnn" of
       `jax.nn.dot_product_attention`; "auto" einsum where weights are wanted or
-      dropped out, else cudnn for 16-bit inputs on a GPU, else xla.
+      dropped out, else the `fastest`.
     dropout: of the attention weights (BERT's attention_probs_dropout_prob).
     out_width: of what comes out; None: that of x.
   """
@@ -140,9 +153,7 @@ class Attention(nn.Module):
     watched = probed or sown
     backend = self.backend
     if backend == "auto":
-      half = query.dtype in (jnp.bfloat16, jnp.float16)
-      fast = "cudnn" if half and axes.platform() == "gpu" else "xla"
-      backend = "einsum" if dropped or watched else fast
+      backend = "einsum" if dropped or watched else fastest(query, key)
     if backend != "einsum":
       if dropped:
         raise ValueError(

@@ -67,9 +67,9 @@ def compile(
   with sharding_lib.use(job.mesh, job.sharding), _effort(None if exact else QUICK):
     lowered = program.fn.lower(*program.args)
     try:
-      made = lowered.compile()
+      made = lowered.compile(compiler_options=OPTIONS.get(_platform(job.mesh), {}))
     except jax.errors.JaxRuntimeError as error:
-      needed = needed_of(str(error))
+      needed = needed_of(str(error), held(program.args))
       if needed is None:
         raise
       return _refused(program, needed, time.monotonic() - begun), ""
@@ -90,6 +90,15 @@ def compile(
     program.name, program.times, **sizes, needed=needed, cost=cost, seconds=seconds
   )
   return found, text
+
+
+# Triton's products want tiles that only a GPU can choose, by trying; without one the
+# default ones fail to compile for some shapes. cuBLAS's work for all.
+OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
+
+
+def _platform(mesh):
+  return mesh.devices.flat[0].platform
 
 
 def _refused(program, needed, seconds):
@@ -127,19 +136,26 @@ def _effort(level):
 _UNITS = dict(K=2.0**10, M=2.0**20, G=2.0**30, T=2.0**40)
 
 
-def needed_of(message: str) -> float | None:
+def needed_of(message: str, arguments: float) -> float | None:
   """Bytes that a program would take, of the TPU compiler's refusal; None: it is none.
 
-  "Ran out of memory in memory space hbm. Used 35.38G of 15.75G hbm."
+  "Used 35.38G of 15.75G hbm" is of all; "the total memory required for HLO temporaries
+  (37.65G) exceeds available HBM (15.75G)" is without the arguments.
   """
   found = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", message)
-  return float(found[1]) * _UNITS[found[2]] if found else None
+  if found:
+    return float(found[1]) * _UNITS[found[2]]
+  found = re.search(
+    r"required for HLO temporaries \(([\d.]+)([KMGT])\) exceeds available", message
+  )
+  return float(found[1]) * _UNITS[found[2]] + arguments if found else None
 
 
 def held(tree: Any) -> float:
   """Bytes of one device that arrays take, by their shapes and shardings."""
   total = 0.0
   for leaf in jax.tree.leaves(tree):
-    shape = leaf.sharding.shard_shape(leaf.shape)
+    # A number of the host has no sharding: it is whole everywhere.
+    shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
     total += leaf.dtype.itemsize * math.prod(shape)
   return total

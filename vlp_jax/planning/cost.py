@@ -303,7 +303,7 @@ def _bytes(program, here, found):
     return 0.0
   if found.opcode == "fusion":
     inner = program.computations[found.called("calls")]
-    return _fusion_bytes(inner, here, found)
+    return _fusion_bytes(program, inner, here, found)
   if found.opcode in SLICES:
     return 2 * _main(found.shape)
   if found.opcode == "dynamic-update-slice":
@@ -322,12 +322,8 @@ def _main(shape: Sequence[hlo.Array]):
   return sum(array.bytes for array in shape if array.space == 0)
 
 
-def _fusion_bytes(inner, here, found):
+def _fusion_bytes(program, inner, here, found):
   """Of a stacked array that a loop slices, only the slice; so with what it updates."""
-  users = collections.defaultdict(list)
-  for part in inner.values():
-    for i, name in enumerate(part.operands):
-      users[name].append((part, i))
   # What a chained collective sends and receives is handed through all its fusions.
   passed = {
     array.dims
@@ -336,39 +332,71 @@ def _fusion_bytes(inner, here, found):
     for name in (part.name, *part.operands)
     for array in inner[name].shape
   }
+  users = _users(inner)
   total = 0.0
   for part in inner.values():
     if part.opcode == "parameter":
       outside = here[found.operands[int(part.literal)]]
       main = outside.shape and outside.shape[0].space == 0
       if main and outside.shape[0].dims not in passed:
-        total += min(_main(outside.shape), _read(part.name, users, outside))
-  root = next(i for i in inner.values() if i.root)
+        whole = _main(outside.shape)
+        total += min(whole, _read(program, part.name, users, whole))
+  root = _root(inner)
   made = [inner[n] for n in root.operands] if root.opcode == "tuple" else [root]
   for part, array in zip(made, found.shape, strict=False):
     if array.space == 0 and array.dims not in passed:
-      total += _written(inner, part, array)
+      total += _written(program, inner, part, array)
   return total
 
 
-def _read(name, users, whole):
-  """Bytes read of a parameter, looking through what only renames it."""
+def _users(inner):
+  """{name: [(instruction, place among its operands)]} of a computation."""
+  users = collections.defaultdict(list)
+  for part in inner.values():
+    for i, name in enumerate(part.operands):
+      users[name].append((part, i))
+  return users
+
+
+def _root(inner):
+  return next(part for part in inner.values() if part.root)
+
+
+RENAMES = ("bitcast", "reshape", "copy", "convert")
+
+
+def _read(program, name, users, whole):
+  """Bytes read of a parameter of `whole` bytes, looking through what renames it, and
+  into fusions within."""
   total = 0.0
   for part, place in users[name]:
-    if part.opcode in ("bitcast", "reshape", "copy", "convert"):
-      total += _read(part.name, users, whole)
+    if part.opcode in RENAMES:
+      total += _read(program, part.name, users, whole)
     elif part.opcode in SLICES and place == 0:
       total += _size(part)
     elif part.opcode == "dynamic-update-slice" and place == 0:
       total += 0.0  # In place.
+    elif part.opcode == "fusion":
+      inner = program.computations[part.called("calls")]
+      inside = next(
+        p.name
+        for p in inner.values()
+        if p.opcode == "parameter" and int(p.literal) == place
+      )
+      total += _read(program, inside, _users(inner), whole)
     else:
-      total += _main(whole.shape)
+      total += whole
   return total
 
 
-def _written(inner, part, array):
-  while part.opcode in ("bitcast", "reshape", "copy", "convert") and part.operands:
-    part = inner[part.operands[0]]
+def _written(program, inner, part, array):
+  """Bytes written of an array that a fusion makes."""
+  while part.operands and part.opcode in (*RENAMES, "fusion"):
+    if part.opcode == "fusion":
+      inner = program.computations[part.called("calls")]
+      part = _root(inner)
+    else:
+      part = inner[part.operands[0]]
   if part.opcode == "dynamic-update-slice":
     return _size(inner[part.operands[1]])
   return array.bytes
