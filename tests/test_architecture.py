@@ -36,6 +36,7 @@ ENTRY = {
   "cli",
   "convert",
   "evaluate",
+  "feeds",
   "loop",
   "report",
   "train",

@@ -13,10 +13,12 @@ import numpy as np
 import optax
 
 from vlp_jax import config as config_lib
+from vlp_jax import feeds as feeds_lib
 from vlp_jax import pretrainer as pretrainer_lib
 from vlp_jax import schema
 from vlp_jax.data import columns as columns_lib
 from vlp_jax.data import pp
+from vlp_jax.data import turns as turns_lib
 from vlp_jax.data.tokenizers import sentencepiece
 from vlp_jax.models import vlm
 from vlp_jax.training import optim as optim_lib
@@ -163,10 +165,12 @@ def pretrainer(
   width = pooled_width = built.text.width
   if built.fusion is not None:
     width, pooled_width = built.fusion.widths(width)
-  objectives, weights = {}, {}
+  objectives, weights, kinds = {}, {}, {}
   for name, spec in config.objectives.items():
     spec = dict(spec)
     weights[name] = float(spec.pop("weight", 1.0))
+    if "kind" in spec:
+      kinds[name] = spec.pop("kind")
     objectives[name] = component(
       "objectives",
       spec,
@@ -178,7 +182,7 @@ def pretrainer(
     _check_teacher(name, spec, config.ema_decay)
   if not objectives:
     raise ValueError("config: objectives is empty: name at least one, e.g. itc.")
-  return pretrainer_lib.Pretrainer(built, objectives, weights)
+  return pretrainer_lib.Pretrainer(built, objectives, weights, kinds)
 
 
 def _check_teacher(name, spec, ema_decay):
@@ -201,7 +205,8 @@ class Job:
     pretrainer: model and objectives.
     mesh, sharding: where arrays live.
     tx, schedule: the optimiser and its learning rate.
-    batch: ShapeDtypeStructs of a global batch.
+    batch: ShapeDtypeStructs of a global batch; of several kinds of data, {kind: those}.
+    feeds: {kind: data}. turns: the kinds that each step reads; None: there is one.
   """
 
   config: config_lib.Run
@@ -214,7 +219,9 @@ class Job:
   sharding: sharding_lib.Sharding
   tx: optax.GradientTransformation
   schedule: Callable
-  batch: dict[str, jax.ShapeDtypeStruct]
+  batch: dict[str, Any]
+  feeds: dict[str, feeds_lib.Feed]
+  turns: turns_lib.Turns | None = None
 
   @property
   def has_teacher(self) -> bool:
@@ -247,14 +254,20 @@ def job(config: config_lib.Run, workdir: pathlib.Path) -> Job:
   words = tokenizer(config.tokenizer, train_source, workdir)
   time = clock(config, len(train_source))
   trained = pretrainer(config, vocab=words.vocab, length=words.length, time=time)
-  batch = batch_spec(
-    config.batch_size, trained.model.image.res, words.length, trained.objectives
-  )
-  if pp.leaves_sizes(config.data.pp):
-    _check_takes_sizes(trained.model.image, grids=pp.leaves_grids(config.data.pp))
-    sized = [key for key in ("image", "image2") if key in batch]
-    sizes = jax.ShapeDtypeStruct((config.batch_size, 2), np.int32)
-    batch |= {f"{key}_size": sizes for key in sized}
+  turns = feeds_lib.turns(config)
+  sources = {config_lib.PAIRS: train_source}
+  for name, spec in config.data.kinds.items():
+    sources[name] = source(spec["source"], f"data.kinds.{name}.source")
+  fed = feeds_lib.feeds(config, sources, trained)
+  batch = specs(fed, trained, words.length)
+  for name, feed in fed.items():
+    sharding_lib.check_batch(feed.batch_size, mesh)
+    if feed.holds != "texts" and pp.leaves_sizes(feed.pp):
+      _check_takes_sizes(trained.model.image, grids=pp.leaves_grids(feed.pp))
+      part = batch if turns is None else batch[name]
+      sized = [key for key in ("image", "image2") if key in part]
+      sizes = jax.ShapeDtypeStruct((feed.batch_size, 2), np.int32)
+      part |= {f"{key}_size": sizes for key in sized}
   optim = component("", config.optim, "optim", default=OPTIM, time=time)
   params = step_lib.abstract_params(trained, batch)
   tx, schedule = optim_lib.make(optim, params, total_steps=time.total)
@@ -270,7 +283,18 @@ def job(config: config_lib.Run, workdir: pathlib.Path) -> Job:
     tx=tx,
     schedule=schedule,
     batch=batch,
+    feeds=fed,
+    turns=turns,
   )
+
+
+def specs(
+  feeds: Mapping[str, feeds_lib.Feed], trained: pretrainer_lib.Pretrainer, length: int
+) -> dict[str, Any]:
+  """What a global batch looks like: of one kind of data, or {kind: of each}."""
+  res = trained.model.image.res
+  found = {n: feeds_lib.spec(f, res=res, length=length) for n, f in feeds.items()}
+  return found if len(found) > 1 else found[config_lib.PAIRS]
 
 
 def _check_takes_sizes(encoder, *, grids=False):
@@ -320,8 +344,22 @@ def check_batches(
   Raises:
     ValueError: it is not what the model was built for.
   """
+  if job.turns is not None:
+    # Other kinds are looked at when their turn comes, which is soon.
+    return (_checked(job, each) for each in batches)
   first = next(batches)
-  for key, spec in job.batch.items():
+  _check_batch(first, job.batch)
+  return itertools.chain([first], batches)
+
+
+def _checked(job, parts):
+  for kind, part in parts.items():
+    _check_batch(part, job.batch[kind])
+  return parts
+
+
+def _check_batch(first, specs):
+  for key, spec in specs.items():
     if key not in first:
       raise ValueError(
         f"config: data: an example has no {key!r}, which an objective wants as"
@@ -336,7 +374,6 @@ def check_batches(
       raise ValueError(
         f"config: data: an example's {key} is {got}, but the model takes {want}.{hint}"
       )
-  return itertools.chain([first], batches)
 
 
 def evaluators(job: Job) -> dict[str, Any]:

@@ -15,8 +15,8 @@ import ml_collections
 from vlp_jax import build
 from vlp_jax import cli
 from vlp_jax import config as config_lib
+from vlp_jax import feeds
 from vlp_jax import report
-from vlp_jax.data import columns as columns_lib
 from vlp_jax.data import pipeline
 from vlp_jax.evaluators import retrieval
 from vlp_jax.interop import initial
@@ -60,26 +60,11 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
     state, position = None, 0
 
   # --- Data and step -------------------------------------------------------------
-  batches = pipeline.train_batches(
-    job.source,
-    config.data.pp,
-    job.tokenizer,
-    batch_size=config.batch_size,
-    seed=config.seed,
-    start=position,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    max_bad=config.data.max_bad,
-    workers=config.data.workers,
-    block=config.data.block,
-    columns=columns_lib.of(
-      job.pretrainer.objectives, res=job.pretrainer.model.image.res
-    ),
-  )
+  begun = 0 if state is None else int(state.step)
+  batches = feeds.batches(job, step=begun, position=position)
   fitting = build.check_batches(job, batches)
   if state is None:
     state = _fresh(job, abstract)
-  begun = int(state.step)
   _tell(first, _summary(job, state))
   waiting = timing.Waiting(sharding.prefetch(fitting, job.mesh))
   train_step = jax.jit(
@@ -99,6 +84,7 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
 
   # --- The loop ------------------------------------------------------------------
   total = job.time.total
+  turns = 1 if job.turns is None else len(job.turns.cycle)
   writer = writer_lib.NoWriter()
   if first:
     writer = writer_lib.Writer(workdir, start=begun, tensorboard=config.log.tensorboard)
@@ -131,12 +117,13 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
 
       due = [n for n, every in eval_every.items() if ended or done % every == 0]
       saves = ended or asked or done % save_every == 0 or _is_best_due(config, due)
-      if done % log_every == 0 or saves:
+      logs = _is_logged(done, log_every, turns)
+      if logs or saves:
         # The only place where the loop waits for the device. What is logged is the
         # step's own value: the same whether or not the run was interrupted before it.
         values = {key: float(mean.value()) for key, mean in metrics.items()}
         _check_finite(values, done, checkpoints)
-        if done % log_every == 0 or ended:
+        if logs or ended:
           rates = progress.rates(done)
           writer.write(done, values | {"examples": position} | rates)
           progress.show(done, values["loss"], rates)
@@ -259,6 +246,14 @@ def _profiler(job):
     (-1, 0) if profile is None else (job.time.steps(profile.start), profile.steps)
   )
   return timing.Profiler(str(job.workdir / "profile"), start=start, steps=steps)
+
+
+def _is_logged(done, every, turns):
+  """Whether a step is written down: each of the last turns before one that is due.
+
+  So every kind of data has its lines, though each line is of one step.
+  """
+  return -done % every < turns
 
 
 def _is_best_due(config, due):

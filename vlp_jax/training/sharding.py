@@ -183,12 +183,13 @@ def _tell_once(spec, shape, axis, parts):
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, Any]:
-  """This process's rows of a batch -> global arrays, split over data and fsdp."""
+  """This process's rows of a batch -> global arrays, split over data and fsdp.
+
+  A batch may be {kind of data: batch}.
+  """
   split = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-  return {
-    key: jax.make_array_from_process_local_data(split, value)
-    for key, value in batch.items()
-  }
+  put = lambda value: jax.make_array_from_process_local_data(split, value)
+  return jax.tree.map(put, dict(batch))
 
 
 def prefetch(
