@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import itertools
 import pathlib
+import re
 import types
 from typing import Any
 
@@ -27,7 +28,7 @@ from vlp_jax.training import step as step_lib
 
 # Fields of the whole model that its towers share, unless they name their own.
 SHARED = ("backend", "dtype", "remat", "unroll")
-TOWERS = ("image", "text", "fusion", "decoder")
+TOWERS = ("image", "text", "fusion", "decoder", "codebook")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +147,11 @@ def model(spec: Mapping[str, Any], *, vocab: Any, length: int) -> vlm.VLM:
   if "decoder" in towers:
     built["decoder"] = component(
       "models", towers["decoder"], "model.decoder", default="text", given=words
+    )
+  if "codebook" in towers:
+    dtype = {"dtype": shared["dtype"]} if "dtype" in shared else {}
+    built["codebook"] = component(
+      "models.codebooks", towers["codebook"], "model.codebook", given=dtype
     )
   schema.check_fields(vlm.VLM, spec, "model", given=built)
   return vlm.VLM(**built, **spec)
@@ -269,6 +275,7 @@ def job(config: config_lib.Run, workdir: pathlib.Path) -> Job:
       sizes = jax.ShapeDtypeStruct((feed.batch_size, 2), np.int32)
       part |= {f"{key}_size": sizes for key in sized}
   optim = component("", config.optim, "optim", default=OPTIM, time=time)
+  _check_frozen(trained.model, optim)
   params = step_lib.abstract_params(trained, batch)
   tx, schedule = optim_lib.make(optim, params, total_steps=time.total)
   return Job(
@@ -312,6 +319,18 @@ def _check_takes_sizes(encoder, *, grids=False):
       "config: data.pp: fit(…) leaves images of several sizes on a canvas, but the"
       f" encoder model.image ({type(encoder).__module__}) reads whole squares: say"
       ' model.image.type="patches", or resize(…) instead of fit(…).'
+    )
+
+
+def _check_frozen(model, optim):
+  """That what makes targets is not moved: it has no gradient, but would decay."""
+  if model.codebook is None:
+    return
+  found = [f for p, f in optim.multipliers if re.search(p, "model/codebook/")]
+  if not found or found[0]:
+    raise ValueError(
+      "config: model.codebook makes targets, and is not trained: say"
+      ' optim.multipliers=((r"^model/codebook/", 0.0), …).'
     )
 
 

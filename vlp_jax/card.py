@@ -274,6 +274,7 @@ def count(card: Card, config: Mapping[str, Any]) -> dict[str, int]:
   """{"model.image": parameters, …}: from shapes alone."""
   # Here: whoever only reads cards need not wait for jax.
   from vlp_jax import build
+  from vlp_jax import feeds
   from vlp_jax.data import vocab as vocab_lib
   from vlp_jax.ops import tree
   from vlp_jax.training import step as step_lib
@@ -283,14 +284,12 @@ def count(card: Card, config: Mapping[str, Any]) -> dict[str, int]:
   length = run.tokenizer["length"]
   time = build.clock(run, card.examples)
   made = build.pretrainer(run, vocab=vocab, length=length, time=time)
-  batch = build.batch_spec(
-    run.batch_size, made.model.image.res, length, made.objectives
-  )
+  batch = build.specs(feeds.feeds(run, {}, made), made, length)
   params = step_lib.abstract_params(made, batch)
   counts = {}
   for path, leaf in tree.flatten(params).items():
     first, second = path.split("/")[:2]
-    towers = ("image", "text", "fusion", "decoder")
+    towers = ("image", "text", "fusion", "decoder", "codebook")
     name = f"model.{second}" if second in towers else first.replace("_", ".", 1)
     counts[name] = counts.get(name, 0) + leaf.size
   return counts

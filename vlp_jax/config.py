@@ -419,6 +419,7 @@ PARTS = (
     "models.fusion",
     given=("num_heads", "mlp_dim", "image_width", "text_width"),
   ),
+  _Part("model.codebook", "models.codebooks"),
   _Part("objectives.*", "objectives", "*", ("vocab", "width"), OBJECTIVE),
   _Part("evals.*", "evaluators", "*", extra=EVAL),
   _Part("evals.*.data.source", "data.sources"),

@@ -61,7 +61,7 @@ def feeds(
   """The data of each kind, the run's own ("pairs") first.
 
   Args:
-    config: of the run. sources: {kind: source}.
+    config: of the run. sources: {kind: source}; none is wanted for shapes alone.
     pretrainer: whose objectives name the kinds they are for.
 
   Raises:
@@ -80,7 +80,7 @@ def feeds(
     }
     size = config.batch_size if name == own else kind.batch_size or config.batch_size
     made[name] = Feed(
-      source=sources[name],
+      source=sources.get(name),
       pp=kind.pp,
       holds=kind.holds,
       block=kind.block,

@@ -11,6 +11,7 @@ import pytest
 
 from vlp_jax import build
 from vlp_jax import config as config_lib
+from vlp_jax import feeds
 from vlp_jax.data import vocab as vocab_lib
 from vlp_jax.ops import reduce
 from vlp_jax.ops import tree
@@ -68,9 +69,7 @@ def shapes(config):
   vocab, length = stand_in(config)
   time = build.clock(config, EXAMPLES)
   pretrainer = build.pretrainer(config, vocab=vocab, length=length, time=time)
-  batch = build.batch_spec(
-    config.batch_size, pretrainer.model.image.res, length, pretrainer.objectives
-  )
+  batch = build.specs(feeds.feeds(config, {}, pretrainer), pretrainer, length)
   optim = build.component("", config.optim, "optim", default=build.OPTIM, time=time)
   params = step_lib.abstract_params(pretrainer, batch)
   tx, schedule = optim_lib.make(optim, params, total_steps=time.total)
@@ -143,6 +142,7 @@ def test_a_whole_step_at_full_size(spec, shapes_of):
   for name, mean in metrics.items():
     assert isinstance(mean, reduce.Mean), name
     assert mean.total.shape == () and mean.total.dtype == np.float32, name
+  # A step of all kinds of data at once has the metrics of all.
   assert {"loss", "grad_norm", "learning_rate", *load(spec).objectives} <= set(metrics)
   assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state.params))
 
