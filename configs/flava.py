@@ -1,7 +1,8 @@
 """FLAVA (Singh et al. 2022, arXiv:2112.04482): images, texts and pairs in turns.
 
   python -m vlp_jax.train --config=configs/flava.py --workdir=runs/flava \
-    --config.data.source.path=pairs.jsonl --config.data.kinds.images.source.path=FOLDER \
+    --config.data.source.path=pairs.jsonl \
+    --config.data.kinds.images.source.path=FOLDER \
     --config.data.kinds.texts.source.path=lines.txt
 
 Each step reads one kind: masked codes of images, masked words of texts, and of pairs

@@ -17,7 +17,7 @@ from vlp_jax.models.codebooks import dvae
 from vlp_jax.ops import tree as tree_lib
 
 # Sizes: H channels of the input's map, O1 … O4 of the groups, N1 … within their blocks,
-# C codes.
+# C codes, c channels of a pixel; r s and p q sides of kernels.
 
 SIGNATURE = (
   r"blocks\.input\.(weight|w)",
@@ -146,7 +146,7 @@ def _our_blocks(leaves):
 def _rules(blocks, inner):
   """inner: "group." of transformers, which has a module more; "" of openai."""
   table = [
-    *_conv("blocks.input", "input", "7 7 3 H", inner),
+    *_conv("blocks.input", "input", "r s c H", inner),
     *_conv("blocks.output.conv", "output", "1 1 O4 C", inner),
   ]
   width = "H"
@@ -157,9 +157,13 @@ def _rules(blocks, inner):
       ours = f"group_{group}_block_{number}"
       out, narrow = f"O{group}", f"N{group}"
       into = width if number == 1 else out
-      sides = [(into, narrow, 3), (narrow, f"{narrow}'", 3), (narrow, f"{narrow}'", 3)]
-      for i, (a, b, size) in enumerate([*sides, (narrow, out, 1)], 1):
-        axes = f"{size} {size} {a} {b}"
+      sides = [
+        (into, narrow, "p q"),
+        (narrow, f"{narrow}'", "p q"),
+        (narrow, f"{narrow}'", "p q"),
+      ]
+      for i, (a, b, size) in enumerate([*sides, (narrow, out, "1 1")], 1):
+        axes = f"{size} {a} {b}"
         table += _conv(f"{path}{i}", f"{ours}/conv_{i}", axes, inner)
       if number == 1 and group > 1:
         table += _conv(f"{theirs}id_path", f"{ours}/id", f"1 1 {into} {out}", inner)
