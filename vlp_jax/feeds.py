@@ -76,7 +76,7 @@ def feeds(
     objectives = {
       key: objective
       for key, objective in pretrainer.objectives.items()
-      if pretrainer.kinds.get(key, own) == name
+      if name in pretrainer.kinds.get(key, own).split("+")
     }
     size = config.batch_size if name == own else kind.batch_size or config.batch_size
     made[name] = Feed(
@@ -171,26 +171,13 @@ def _check(config, kinds, pretrainer):
       f"config: data.kinds.{own}: this is the name of the run's own data, data.source:"
       " give the other another."
     )
+  used = set()
   for name, objective in pretrainer.objectives.items():
-    kind = pretrainer.kinds.get(name, own)
-    where = f"config: objectives.{name}"
-    if kind not in kinds:
-      near = schema.nearest(kind, kinds)
-      raise ValueError(
-        f"{where}.kind={kind!r}: no such kind of data; "
-        + (f"did you mean {near!r}? " if near else "")
-        + f"(kinds: {', '.join(kinds)})"
-      )
     # An objective that reads less than image and text says so in READS.
     reads = objective.READS if hasattr(objective, "READS") else HAS["pairs"]
-    lacks = [part for part in reads if part not in HAS[kinds[kind].holds]]
-    if lacks:
-      raise ValueError(
-        f"{where} reads {' and '.join(reads)}, but its data, kind {kind!r}, holds"
-        f" {kinds[kind].holds}: say objectives.{name}.kind=…, one of"
-        f" {', '.join(kinds)}."
-      )
-  used = {pretrainer.kinds.get(name, own) for name in pretrainer.objectives}
+    for kind in pretrainer.kinds.get(name, own).split("+"):
+      used.add(kind)
+      _check_kind(f"config: objectives.{name}", kind, reads, kinds)
   for name in kinds:
     if name not in used:
       raise ValueError(
@@ -200,3 +187,20 @@ def _check(config, kinds, pretrainer):
         else "config: data: no objective is for the run's own data (kind 'pairs'): name"
         " one, or make one of data.kinds the run's own."
       )
+
+
+def _check_kind(where, kind, reads, kinds):
+  """That there is such data, and that it has what the objective reads."""
+  if kind not in kinds:
+    near = schema.nearest(kind, kinds)
+    raise ValueError(
+      f"{where}.kind={kind!r}: no such kind of data; "
+      + (f"did you mean {near!r}? " if near else "")
+      + f"(kinds: {', '.join(kinds)})"
+    )
+  if [part for part in reads if part not in HAS[kinds[kind].holds]]:
+    raise ValueError(
+      f"{where} reads {' and '.join(reads)}, but its data, kind {kind!r}, holds"
+      f" {kinds[kind].holds}: say {where.removeprefix('config: ')}.kind=…, one of"
+      f" {', '.join(kinds)}."
+    )

@@ -44,7 +44,8 @@ class Pretrainer(nn.Module):
     objectives: {name: module}; each is called as
       `objective(model, enc, batch, teacher=None, train=False) -> (Mean, {name: Mean})`.
     weights: {name: float}.
-    kinds: {name: kind of data} of objectives that are not for the pairs.
+    kinds: {name: kind of data} of objectives that are not for the pairs; of one that is
+      for several, "pairs+texts", the loss is the sum over them.
   """
 
   model: nn.Module
@@ -84,14 +85,20 @@ class Pretrainer(nn.Module):
     total = jnp.float32(0.0)
     metrics = {}
     for name, objective in self.objectives.items():
-      kind = self.kinds.get(name, PAIRS)
-      if kind not in read:
-        continue
-      batch, enc, teacher = read[kind]
-      loss, extra = objective(self.model, enc, batch, teacher=teacher, train=train)
-      total = total + self.weights[name] * loss.value()
-      metrics[name] = loss
-      metrics |= {f"{name}/{key}": value for key, value in extra.items()}
+      several = self.kinds.get(name, PAIRS).split("+")
+      for kind in several:
+        if kind not in read:
+          continue
+        batch, enc, teacher = read[kind]
+        loss, extra = objective(self.model, enc, batch, teacher=teacher, train=train)
+        total = total + self.weights[name] * loss.value()
+        if len(several) == 1:
+          metrics[name] = loss
+        else:
+          before = metrics.get(name, reduce.Mean(jnp.float32(0.0), jnp.float32(1.0)))
+          metrics[name] = reduce.Mean(before.total + loss.value(), before.weight)
+          extra = {f"{kind}/{key}": value for key, value in extra.items()}
+        metrics |= {f"{name}/{key}": value for key, value in extra.items()}
     return reduce.Mean(total, jnp.float32(1.0)), metrics
 
   def _read(self, batch, step, teacher_params, train):

@@ -113,10 +113,15 @@ class VLM(nn.Module):
         jnp.asarray(self.image_std)
       )
     if hidden is not None:
-      return self.image(image, hidden=hidden, train=train)
-    if size is None:
-      return self.image(image, train=train)
-    return self.image(image, size, train=train)
+      tokens = self.image(image, hidden=hidden, train=train)
+    elif size is None:
+      tokens = self.image(image, train=train)
+    else:
+      tokens = self.image(image, size, train=train)
+    if self.fusion is None or not self.fusion.encodes_image:
+      return tokens
+    # As `fuse` takes them, the tokens are kept as `raw`.
+    return self.fusion(tokens, None, train=train)
 
   def image_codes(self, image: jax.Array) -> jax.Array:
     """int32 [B, P] of images as `encode_image` takes them; has no gradient."""

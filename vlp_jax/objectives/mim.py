@@ -35,6 +35,7 @@ class Objective(nn.Module):
     blocks: they are hidden in rectangles (`ops/blocks.py`); 0: evenly drawn. So many
       patches a rectangle has at least.
     act, norm_eps: of the head.
+    transformed: the head has a layer, activation and norm before its matrix.
   """
 
   width: int
@@ -46,6 +47,7 @@ class Objective(nn.Module):
   act: block.Activation = "gelu"
   norm_eps: float = 1e-12
   init_std: float | None = 0.02
+  transformed: bool = True
 
   READS = ("image",)
 
@@ -106,5 +108,6 @@ class Objective(nn.Module):
   def logits(self, x):
     """float32 [B, P, C] of tokens [B, (1 +) P, D], without a class token's."""
     x = x[:, x.shape[1] - self.patches :]
-    x = self.norm(block.ACTIVATIONS[self.act](self.dense(x)))
+    if self.transformed:
+      x = self.norm(block.ACTIVATIONS[self.act](self.dense(x)))
     return self.decoder(x).astype(jnp.float32)
