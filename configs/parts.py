@@ -83,6 +83,29 @@ def dvae(res, patch, *, tiny):
   return dict(type="dvae", res=8 * side, codes=codes, **small), hidden
 
 
+def vlmo_stage(config, stage):
+  """What a stage of VLMo reads, starts from and leaves as it is (section 3.3)."""
+  start = dict(type="native", path="runs/vlmo_images/native")
+  if stage == "images":
+    config.data.update(holds="images", source=dict(type="images", path="data/images"))
+  elif stage == "texts":
+    texts = dict(type="lines", path="data/texts.txt")
+    config.data = dict(holds="texts", source=texts, pp="")
+    fusion = "^model/fusion/(lower|upper)/blocks/"
+    frozen_parts = f"{fusion}((norm_|scale_)?attn|(norm_)?mlp_image)(/|$)"
+    config.optim.multipliers = ((frozen_parts, 0.0),)
+    skip = ("model/(image|codebook)/.*", "objectives_mim/.*")
+    fresh = ("model/text/.*", "model/fusion/pool/.*", "objectives_mlm/.*")
+    config.init = dict(start, skip=skip, fresh=fresh)
+  else:
+    other = ("(?!model/image/).*",)
+    fresh = ("model/image/.*", "model/.*_proj/.*", "model/log_scale", "objectives_it.*")
+    config.init = dict(
+      image=dict(start, skip=other, fresh=other),
+      rest=dict(type="native", path="runs/vlmo_texts/native", fresh=fresh),
+    )
+
+
 def frozen(*others, **optim):
   """Fields of config.optim that leave the codebook, and `others`, as they are."""
   patterns = (r"^model/codebook/", *others)

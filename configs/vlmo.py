@@ -6,9 +6,9 @@
 
 `:images` learns attention and the vision expert from masked codes (as BEiT), `:texts`
 the language expert alone, and the last stage all of it on pairs: contrast, matching and
-masked words. Between them, `vlp-jax convert --from runs/vlmo_images --to native --out
-runs/vlmo_images/native` makes what the next one starts from. Base, 200,000 steps of
-1,024 pairs of GCC, SBU, COCO and VG (4 M images) on V100; VQA test-dev 76.64, NLVR2
+masked words. Between them, `vlp-jax convert --weights=runs/vlmo_images
+--out=runs/vlmo_images/native` makes what the next ones start from. Base, 200,000 steps
+of 1,024 pairs of GCC, SBU, COCO and VG (4 M images) on V100; VQA test-dev 76.64, NLVR2
 test-P 83.34, COCO fine-tuned text R@1 74.8, image 57.2. Numbers: microsoft/unilm vlmo
 config.py. `:tiny` is the last stage, fresh, in seconds on a CPU.
 
@@ -38,14 +38,16 @@ def get_config(arg=""):
     scale="log_scale",
     **parts.HALF,
   )
-  pp, words = f"decode|resize({res})|randaugment(2, 9)", dict(whole_word=True)
+  pp = f"decode|random_resized_crop({res}, min_area=0.5)|flip|randaugment(2, 7)"
+  words = dict(whole_word=True, tied=False)
   c.data = dict(source=dict(type="table", path="data/pairs.jsonl"), pp=pp)
-  c.objectives = dict(itc=dict(targets="pair"), itm={}, mlm=dict(words, tied=False))
+  c.objectives = dict(itc=dict(targets="pair"), itm={}, mlm=words)
   if arg == "images":
     c.model.codebook, hidden = parts.dvae(res, patch, tiny=False)
     c.objectives, c.init = dict(mim=hidden), dict(codebook=parts.DVAE)
   if arg == "texts":
-    c.objectives = dict(text_mlm=dict(words, tied=False))
+    c.objectives = dict(mlm=dict(words, type="text_mlm"))
   c.optim = parts.frozen(lr=2e-4, warmup=warmup, weight_decay=0.01)
+  c.optim.schedule = "linear"
   parts.vlmo_stage(c, arg)
   return parts.on_scenes(c, res) if tiny else c
