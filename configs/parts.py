@@ -88,6 +88,7 @@ def vlmo_stage(config, stage):
   start = dict(type="native", path="runs/vlmo_images/native")
   if stage == "images":
     config.data.update(holds="images", source=dict(type="images", path="data/images"))
+    config.optim = frozen(**config.optim)
   elif stage == "texts":
     texts = dict(type="lines", path="data/texts.txt")
     config.data = dict(holds="texts", source=texts, pp="")

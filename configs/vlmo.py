@@ -47,7 +47,6 @@ def get_config(arg=""):
     c.objectives, c.init = dict(mim=hidden), dict(codebook=parts.DVAE)
   if arg == "texts":
     c.objectives = dict(mlm=dict(words, type="text_mlm"))
-  c.optim = parts.frozen(lr=2e-4, warmup=warmup, weight_decay=0.01)
-  c.optim.schedule = "linear"
+  c.optim = dict(lr=2e-4, warmup=warmup, weight_decay=0.01, schedule="linear")
   parts.vlmo_stage(c, arg)
   return parts.on_scenes(c, res) if tiny else c

@@ -211,3 +211,12 @@ def test_albef_has_the_published_size(shapes_of):
 )
 def test_dual_encoders_have_the_published_sizes(spec, count, shapes_of):
   assert tree.size(shapes_of(spec)[0].params) == count
+
+
+def test_beit3_has_the_published_size(shapes_of):
+  """276 M with the heads of pretraining (beit3/README.md), its own 64,010 pieces."""
+  params = shapes_of("beit3")[0].params
+  size = tree.size(params) - tree.size(params["model"]["codebook"])
+  # Words are looked up in one matrix, and scored by another with a bias.
+  size += (64_010 - SIZES["sentencepiece"]) * (2 * 768 + 1)
+  assert round(size / 1e6) == 276
