@@ -14,6 +14,16 @@ import orbax.checkpoint as ocp
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = ROOT / "tests" / "configs_for_tests" / "scenes.py"
 
+# Of CONFIG, for ITC alone: its step is soon compiled.
+ITC = (
+  "objectives.itm=None",
+  "objectives.mlm=None",
+  "objectives.itc.queue=0",
+  "objectives.itc.distill=0.0",
+  "ema_decay=None",
+  "model.fusion=None",
+)
+
 # What tells of time and not of training.
 RATES = ("examples_per_second", "input_wait")
 

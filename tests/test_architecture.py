@@ -26,6 +26,7 @@ IMPORTS = {
   "explain": ("models", "ops"),
   "schema": (),
   "config": ("schema",),
+  "places": (),
 }
 # What puts it all together, and may import everything.
 ENTRY = {
@@ -52,7 +53,7 @@ FORBIDDEN = {
   "data": ("jax", "jaxlib", "flax", "optax", "orbax", "clu"),
 }
 # What config files and their readers live on, beside the standard library.
-CONFIG_IMPORTS = {"ml_collections", "vlp_jax"}
+CONFIG_IMPORTS = {"etils", "ml_collections", "vlp_jax"}
 TOP = {
   "LICENSE",
   "README.md",

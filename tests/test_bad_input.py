@@ -103,6 +103,27 @@ WRONG = {
     ["tokenizer={'type': 'sentencepiece', 'path': 'no.model', 'length': 12}"],
     ["tokenizer.path='no.model': no such SentencePiece model"],
   ),
+  "a guard's policy that there is not": (
+    ["guard.nonfinite=ignore"],
+    ["config: guard.nonfinite: wrong value: got 'ignore'", "'stop' or 'skip'"],
+  ),
+  "a guard's field that there is not": (
+    ["guard.sigmas=3.0"],
+    ["config: guard.sigmas: no such field of vlp_jax/training/guard.py"]
+    + ["did you mean 'loss_sigmas'?"],
+  ),
+  "a guard that never stops": (
+    ["guard.most=0"],
+    ["config: guard.most=0: wants 1 or more"],
+  ),
+  "a signal that cannot be caught": (
+    ["preemption.signals=('SIGTERM', 'SIGKILL')"],
+    ["config: preemption.signals: 'SIGKILL' is no signal that can be caught"],
+  ),
+  "a cloud that is not known": (
+    ["preemption.maintenance=azure"],
+    ["config: preemption.maintenance: wrong value: got 'azure'", "'gce'"],
+  ),
   "no objective": (
     ["objectives.itc=None", "objectives.itm=None", "objectives.mlm=None"],
     ["config: objectives is empty", "itc"],
@@ -164,6 +185,11 @@ def test_wrong_configs(name, capsys, tmp_path, too_late):
   assert not (tmp_path / "checkpoints").exists() or not runs.steps(tmp_path)
 
 
+def test_a_workdir_that_cannot_be_written_to(capsys, too_late):
+  message = fails(capsys, "s3://bucket/run")
+  assert "--workdir=s3://bucket/run: wants a folder of a disk, or gs://" in message
+
+
 def test_no_config(capsys, tmp_path, too_late):
   missing = runs.ROOT / "configs" / "quikstart.py"
   message = fails(capsys, tmp_path, config=missing)
@@ -203,15 +229,7 @@ def test_nothing_to_evaluate(capsys, tmp_path):
 
 # --- Runs of ITC alone, of which the first step is soon there -------------------------
 
-ITC = (
-  "objectives.itm=None",
-  "objectives.mlm=None",
-  "objectives.itc.queue=0",
-  "objectives.itc.distill=0.0",
-  "ema_decay=None",
-  "model.fusion=None",
-  "log.tensorboard=False",
-)
+ITC = runs.ITC
 
 
 def trains(workdir, *overrides):

@@ -6,9 +6,11 @@ import inspect
 import itertools
 import pathlib
 import re
+import tempfile
 import types
 from typing import Any
 
+from etils import epath
 import jax
 import numpy as np
 import optax
@@ -22,7 +24,10 @@ from vlp_jax.data import pp
 from vlp_jax.data import turns as turns_lib
 from vlp_jax.data.tokenizers import sentencepiece
 from vlp_jax.models import vlm
+from vlp_jax.training import distributed
+from vlp_jax.training import guard as guard_lib
 from vlp_jax.training import optim as optim_lib
+from vlp_jax.training import preemption as preemption_lib
 from vlp_jax.training import sharding as sharding_lib
 from vlp_jax.training import step as step_lib
 
@@ -94,7 +99,7 @@ def source(spec: Mapping[str, Any], where: str = "data.source") -> Any:
   return component("data.sources", spec, where)
 
 
-def tokenizer(spec: Mapping[str, Any], source: Any, workdir: pathlib.Path) -> Any:
+def tokenizer(spec: Mapping[str, Any], source: Any, workdir: epath.Path) -> Any:
   """The tokenizer that the config names; its vocabulary comes before any model.
 
   With `train=dict(vocab_size=…, model_type=…)` it is a SentencePiece model made of the
@@ -108,11 +113,28 @@ def tokenizer(spec: Mapping[str, Any], source: Any, workdir: pathlib.Path) -> An
         "config: tokenizer.train makes a vocabulary of the captions: say type="
         '"sentencepiece" and no path with it.'
       )
-    spec["path"] = str(workdir / "tokenizer.model")
-    if not pathlib.Path(spec["path"]).exists():
-      captions = source.captions(np.arange(len(source)))
-      sentencepiece.train(captions, spec["path"], **recipe)
+    spec["path"] = str(_trained_tokenizer(source, workdir, recipe))
   return component("data.tokenizers", spec, "tokenizer")
+
+
+def _trained_tokenizer(source, workdir, recipe):
+  """The file of it on a disk; made, where the workdir has none."""
+  kept = workdir / "tokenizer.model"
+  remote = "://" in str(kept)
+  scratch = tempfile.mkdtemp(prefix="vlp_jax") if remote else workdir
+  path = pathlib.Path(scratch, kept.name)
+
+  def make():
+    if remote and kept.exists():
+      path.write_bytes(kept.read_bytes())
+      return
+    captions = source.captions(np.arange(len(source)))
+    sentencepiece.train(captions, path, **recipe)
+    if remote:
+      kept.write_bytes(path.read_bytes())
+
+  distributed.made_once(path, make)
+  return path
 
 
 def model(spec: Mapping[str, Any], *, vocab: Any, length: int) -> vlm.VLM:
@@ -211,12 +233,13 @@ class Job:
     pretrainer: model and objectives.
     mesh, sharding: where arrays live.
     tx, schedule: the optimiser and its learning rate.
+    guard, preemption: what is done about bad steps, and about notices to stop.
     batch: ShapeDtypeStructs of a global batch; of several kinds of data, {kind: those}.
     feeds: {kind: data}. turns: the kinds that each step reads; None: there is one.
   """
 
   config: config_lib.Run
-  workdir: pathlib.Path
+  workdir: epath.Path
   source: Any
   tokenizer: Any
   time: Clock
@@ -225,6 +248,8 @@ class Job:
   sharding: sharding_lib.Sharding
   tx: optax.GradientTransformation
   schedule: Callable
+  guard: guard_lib.Guard
+  preemption: preemption_lib.Preemption
   batch: dict[str, Any]
   feeds: dict[str, feeds_lib.Feed]
   turns: turns_lib.Turns | None = None
@@ -245,7 +270,7 @@ class Job:
     )
 
 
-def job(config: config_lib.Run, workdir: pathlib.Path) -> Job:
+def job(config: config_lib.Run, workdir: epath.Path) -> Job:
   """Checks a config as a whole, and builds what it names.
 
   Raises:
@@ -253,6 +278,8 @@ def job(config: config_lib.Run, workdir: pathlib.Path) -> Job:
       anything is compiled.
   """
   config_lib.check(config)
+  guard = guard_lib.Guard(**config.guard)
+  preemption = preemption_lib.Preemption(**config.preemption)
   sharding = sharding_lib.Sharding(**config.sharding)
   mesh = sharding_lib.make_mesh(sharding)
   sharding_lib.check_batch(config.batch_size, mesh)
@@ -289,6 +316,8 @@ def job(config: config_lib.Run, workdir: pathlib.Path) -> Job:
     sharding=sharding,
     tx=tx,
     schedule=schedule,
+    guard=guard,
+    preemption=preemption,
     batch=batch,
     feeds=fed,
     turns=turns,

@@ -16,9 +16,11 @@ import pathlib
 import sys
 import traceback
 
+from etils import epath
 import ml_collections
 
 from vlp_jax import config as config_lib
+from vlp_jax import places
 from vlp_jax import schema
 
 # Modules of this package.
@@ -45,7 +47,7 @@ class Args:
   """
 
   config: ml_collections.ConfigDict
-  workdir: pathlib.Path
+  workdir: epath.Path
   rest: argparse.Namespace
 
 
@@ -114,9 +116,8 @@ def parse(
   parser.add_argument(
     "--workdir",
     metavar="DIR",
-    type=pathlib.Path,
     required=True,
-    help="where the run keeps its config, checkpoints, logs and report",
+    help="where the run keeps its config, checkpoints, logs and report; or gs://…",
   )
   parser.add_argument(
     "--traceback",
@@ -129,14 +130,15 @@ def parse(
   args = parser.parse_args(rest)
   if args.traceback:
     os.environ["VLP_JAX_TRACEBACK"] = "1"
-  spec = args.config
-  if spec is None:
-    saved = args.workdir / CONFIG_FILE
-    if not saved.is_file():
+  workdir = places.workdir(args.workdir)
+  if args.config is None:
+    saved = workdir / CONFIG_FILE
+    if not saved.exists():
       raise FileNotFoundError(f"config: say --config=FILE: there is no {saved}.")
-    spec = str(saved)
-  config = config_lib.load(spec, overrides)
-  return Args(config=config, workdir=args.workdir, rest=args)
+    config = config_lib.saved(saved.read_text(), overrides)
+  else:
+    config = config_lib.load(args.config, overrides)
+  return Args(config=config, workdir=workdir, rest=args)
 
 
 def _split(argv):

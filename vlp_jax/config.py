@@ -125,7 +125,8 @@ class Run:
     tokenizer, model, objectives, evals: components; see `build`. An objective or an
       evaluation that is set to None is left out.
     data, checkpoint, log, profile: see the classes; no profile: None.
-    optim, sharding: fields of training/optim.py and training/sharding.py.
+    optim, sharding, guard, preemption: fields of training/optim.py, sharding.py,
+      guard.py and preemption.py.
     ema_decay: of the teacher's parameters; None: no teacher.
     init: checkpoint to start from, dict(type=…, path=…).
     seed: of everything random.
@@ -140,6 +141,8 @@ class Run:
   optim: dict
   evals: dict = dataclasses.field(default_factory=dict)
   sharding: dict = dataclasses.field(default_factory=dict)
+  guard: dict = dataclasses.field(default_factory=dict)
+  preemption: dict = dataclasses.field(default_factory=dict)
   ema_decay: float | None = None
   checkpoint: Checkpoint = Checkpoint()
   log: Log = Log()
@@ -184,9 +187,16 @@ def load(spec: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
       raise ValueError(
         f"config: {path}: a saved config takes no argument, got {arg!r}."
       )
-    config = from_json(path.read_text("utf-8"))
-  else:
-    config = _execute(path, arg)
+    return saved(path.read_text("utf-8"), overrides)
+  config = _execute(path, arg)
+  for item in overrides:
+    _override(config, item)
+  return config
+
+
+def saved(text: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
+  """The config that `to_json` wrote, with "--config.a.b=value" put over it."""
+  config = from_json(text)
   for item in overrides:
     _override(config, item)
   return config
@@ -425,6 +435,8 @@ PARTS = (
   _Part("evals.*.data.source", "data.sources"),
   _Part("optim", "", "vlp_jax.training.optim:Optim"),
   _Part("sharding", "", "vlp_jax.training.sharding:Sharding"),
+  _Part("guard", "", "vlp_jax.training.guard:Guard"),
+  _Part("preemption", "", "vlp_jax.training.preemption:Preemption"),
 )
 
 

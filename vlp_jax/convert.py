@@ -16,6 +16,7 @@ import pathlib
 from typing import Any
 
 from vlp_jax import cli
+from vlp_jax import places
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -55,7 +56,7 @@ def _parser():
     allow_abbrev=False,
   )
   path = dict(metavar="PATH", type=pathlib.Path, required=True)
-  parser.add_argument("--weights", **path, help="what to read")
+  parser.add_argument("--weights", **path | {"type": _place}, help="what to read")
   parser.add_argument("--out", **path, help="what to write")
   parser.add_argument("--from", dest="source", metavar="FORMAT", help="default: found")
   parser.add_argument("--to", metavar="FORMAT", help="default: a folder of our own")
@@ -63,6 +64,10 @@ def _parser():
   parser.add_argument("--step", type=int, help="of a run; default: the newest")
   parser.add_argument("--set", metavar="NAME=VALUE", action="append")
   return parser
+
+
+def _place(text):
+  return places.workdir(text) if "://" in text else pathlib.Path(text)
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -86,7 +91,8 @@ def _of_run(workdir, step, target):
 
   state = checkpoint.Checkpoints(workdir / "checkpoints").arrays(step)
   if target in formats.towers():
-    config = config_lib.run(config_lib.load(str(workdir / cli.CONFIG_FILE)))
+    saved = config_lib.saved((workdir / cli.CONFIG_FILE).read_text())
+    config = config_lib.run(saved)
     words = build.tokenizer(config.tokenizer, None, workdir)
     model = build.model(config.model, vocab=words.vocab, length=words.length)
     return formats.of_model(target, model, state["params"])

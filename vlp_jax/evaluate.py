@@ -23,10 +23,14 @@ def main(argv: Sequence[str] | None = None) -> None:
       argv, prog="python -m vlp_jax.evaluate", doc=__doc__, options=OPTIONS
     )
     # Here, not above: --help and a wrong option need not wait for jax.
-    from vlp_jax import loop
+    from vlp_jax.training import distributed
 
-    cli.log_plainly()
-    loop.evaluate(args.config, args.workdir, step=args.rest.step, best=args.rest.best)
+    with distributed.joined(), cli.user_errors():
+      # Once the others are there: half of the time of a start is this import.
+      from vlp_jax import loop
+
+      cli.log_plainly()
+      loop.evaluate(args.config, args.workdir, step=args.rest.step, best=args.rest.best)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from vlp_jax import schema
 from vlp_jax.data import columns as columns_lib
 from vlp_jax.data import pipeline
 from vlp_jax.data import turns as turns_lib
+from vlp_jax.training import sharding as sharding_lib
 
 # What examples of a kind have, for the READS of objectives.
 HAS = {"pairs": ("image", "text"), "images": ("image",), "texts": ("text",)}
@@ -36,17 +37,17 @@ class Feed:
   columns: columns_lib.Columns
   seed: int
 
-  def batches(self, tokenizer: Any, *, start: int, data: config_lib.Data) -> Any:
+  def batches(self, job: Any, *, start: int) -> Any:
     """This process's rows of endless batches, from position `start` on."""
+    data = job.config.data
     return pipeline.train_batches(
       self.source,
       self.pp,
-      tokenizer,
+      job.tokenizer,
       batch_size=self.batch_size,
       seed=self.seed,
       start=start,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      rows=sharding_lib.local_rows(self.batch_size, job.mesh),
       max_bad=data.max_bad,
       workers=data.workers,
       block=self.block,
@@ -142,23 +143,22 @@ def spec(feed: Feed, *, res: int, length: int) -> dict[str, jax.ShapeDtypeStruct
   }
 
 
-def batches(job: Any, *, step: int, position: int) -> Any:
-  """This process's rows of the batches of a run (`build.Job`) from a step on.
+def batches(job: Any, *, position: int) -> Any:
+  """This process's rows of the batches of a run (`build.Job`) from a position on.
 
   Args:
-    step: that the run has come to. position: examples of its own data that it has seen,
-      where that is its only kind.
+    position: batch_size times the steps whose data the run has seen or passed over.
 
   Returns:
     An iterator of batches, or of {kind: batch} where there are several kinds, with
     `close` and `bad` as of `pipeline.TrainBatches`.
   """
-  words, data = job.tokenizer, job.config.data
   if job.turns is None:
-    return job.feeds[config_lib.PAIRS].batches(words, start=position, data=data)
+    return job.feeds[config_lib.PAIRS].batches(job, start=position)
+  step = position // job.config.batch_size
   seen = job.turns.seen(step)
   made = {
-    name: feed.batches(words, start=seen[name] * feed.batch_size, data=data)
+    name: feed.batches(job, start=seen[name] * feed.batch_size)
     for name, feed in job.feeds.items()
   }
   return turns_lib.TurnBatches(job.turns, made, step)

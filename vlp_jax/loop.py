@@ -3,25 +3,27 @@
 import contextlib
 import json
 import logging
-import math
-import pathlib
 import platform
-import signal
 import time
 
+from etils import epath
 import jax
+from jax.experimental import multihost_utils
 import ml_collections
+import numpy as np
 
 from vlp_jax import build
 from vlp_jax import cli
 from vlp_jax import config as config_lib
 from vlp_jax import feeds
+from vlp_jax import places
 from vlp_jax import report
 from vlp_jax.data import pipeline
 from vlp_jax.evaluators import retrieval
 from vlp_jax.interop import initial
 from vlp_jax.ops import tree
 from vlp_jax.training import checkpoint
+from vlp_jax.training import guard
 from vlp_jax.training import preemption
 from vlp_jax.training import sharding
 from vlp_jax.training import step as step_lib
@@ -31,7 +33,7 @@ from vlp_jax.training import writer as writer_lib
 _log = logging.getLogger("vlp_jax")
 
 
-def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
+def train(given: ml_collections.ConfigDict, workdir: epath.PathLike) -> int:
   """Trains, evaluates and reports; goes on with what is in the workdir.
 
   Returns:
@@ -41,9 +43,16 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
     ValueError, OSError: the config, the data or the workdir is not as it must be.
     FloatingPointError: a loss is no number; the last good checkpoint is kept.
   """
-  # --- What is to be run: every mistake of the user shows here -------------------
   start_time = time.time()
-  config, job, first = _open(given, workdir)
+  # Every mistake of the user shows here.
+  job, first = _open(given, workdir)
+  with preemption.Stop(job.preemption) as stop:
+    return _train(job, stop, first=first, start_time=start_time)
+
+
+def _train(job, stop, *, first, start_time):
+  # --- What is to be run ---------------------------------------------------------
+  config, workdir = job.config, job.workdir
   abstract = job.abstract_state()
   evaluators = build.evaluators(job)
   steps = job.time.steps
@@ -57,30 +66,16 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
     position = meta["position"]
     _tell(first, f"goes on from step {int(state.step)} in {workdir}")
   else:
-    state, position = None, 0
+    state, meta, position = None, {}, 0
 
   # --- Data and step -------------------------------------------------------------
-  begun = 0 if state is None else int(state.step)
-  batches = feeds.batches(job, step=begun, position=position)
-  fitting = build.check_batches(job, batches)
+  batches, ahead = _data(job, position)
   if state is None:
     state = _fresh(job, abstract)
+  begun = done = int(state.step)
   _tell(first, _summary(job, state))
-  waiting = timing.Waiting(sharding.prefetch(fitting, job.mesh))
-  train_step = jax.jit(
-    step_lib.make_train_step(
-      job.pretrainer,
-      job.tx,
-      seed=config.seed,
-      ema_decay=config.ema_decay,
-      schedule=job.schedule,
-    ),
-    donate_argnums=0,
-    out_shardings=(
-      jax.tree.map(lambda x: x.sharding, abstract),
-      sharding.replicated(job.mesh),
-    ),
-  )
+  waiting = timing.Waiting(ahead)
+  train_step = _train_step(job, abstract)
 
   # --- The loop ------------------------------------------------------------------
   total = job.time.total
@@ -95,51 +90,82 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
     waiting=waiting,
     quiet=not first,
   )
-  profiler = _profiler(job)
+  watch = guard.Watch(job.guard, state.guard, rolled_back=meta.get("rolled_back", 0))
+  if job.guard.rolls_back and not checkpoints.steps():
+    checkpoints.save(0, state, {"position": 0, "seed": config.seed})
   results: dict[str, dict[str, float]] = {}
   with (
-    contextlib.closing(batches),
+    contextlib.ExitStack() as until_the_end,
     contextlib.closing(writer),
-    preemption.Stop() as stop,
     sharding.use(job.mesh, job.sharding),
   ):
-    for step in range(begun, total):
-      profiler.before(step)
+    until_the_end.enter_context(contextlib.closing(batches))
+    profiler = _profiler(job, until_the_end)
+
+    def evaluate_now(names):
+      for name in names:
+        with progress.paused():
+          results[name] = evaluators[name](state.params)
+        writer.write(done, {f"{name}/{k}": v for k, v in results[name].items()})
+
+    evaluate_now(_owed(meta, evaluators, writer, begun))
+    while done < total:
+      profiler.before(done)
       state, metrics = train_step(state, next(waiting))
-      done = step + 1
+      done += 1
       position += config.batch_size
-      # Once a step: a signal that comes later in it is for the next.
-      asked = stop.asked
+      # Once a step: a notice that comes later in it is for the next.
+      asked = stop.reached()
       ended = done == total
       if done == begun + 1:
         jax.block_until_ready(state.step)
-        progress.compiled(done)
+        progress.count_from(done)
 
       due = [n for n, every in eval_every.items() if ended or done % every == 0]
-      saves = ended or asked or done % save_every == 0 or _is_best_due(config, due)
+      decides = not asked and _decides_best(config, due)
+      saves = ended or asked or decides or done % save_every == 0
+      saves = saves or checkpoints.retry_due(done)
       logs = _is_logged(done, log_every, turns)
       if logs or saves:
         # The only place where the loop waits for the device. What is logged is the
         # step's own value: the same whether or not the run was interrupted before it.
-        values = {key: float(mean.value()) for key, mean in metrics.items()}
-        _check_finite(values, done, checkpoints)
+        values = guard.floats(metrics)
+        bad = watch.look(values, done, checkpoints.kept)
+        if bad is not None:
+          position -= (done - bad) * config.batch_size
+          state, _ = checkpoints.restore(abstract)
+          done = int(state.step)
+          _tell(first, f"goes back to step {done}, and on after the data of step {bad}")
+          batches.close()
+          batches, ahead = _data(job, position)
+          until_the_end.enter_context(contextlib.closing(batches))
+          waiting.go_on_with(ahead)
+          watch.goes_on_from(state.guard)
+          writer.cut(done)
+          progress.count_from(done)
+          continue
         if logs or ended:
           rates = progress.rates(done)
           writer.write(done, values | {"examples": position} | rates)
           progress.show(done, values["loss"], rates)
 
-      for name in due:
+      # Evaluations can take long, so what is saved is saved before them, and owes them;
+      # but for those that say whether it is the best.
+      meta = {"position": position, "seed": config.seed, "owed": due}
+      meta |= {"rolled_back": watch.rolled_back}
+      last = ended or asked
+      if saves and not decides:
         with progress.paused():
-          results[name] = evaluators[name](state.params)
-        writer.write(done, {f"{name}/{k}": v for k, v in results[name].items()})
-      if saves:
-        with progress.paused():
-          flat = {f"{n}/{k}": v for n in due for k, v in results[n].items()}
-          meta = {"position": position, "seed": config.seed}
-          checkpoints.save(done, state, meta, flat)
+          writer.flush()
+          checkpoints.save(done, state, meta, last=last)
       if asked and not ended:
         break
-  profiler.stop()
+      evaluate_now(due)
+      if decides:
+        with progress.paused():
+          writer.flush()
+          flat = {f"{n}/{k}": v for n in due for k, v in results[n].items()}
+          checkpoints.save(done, state, meta | {"owed": []}, flat, last=last)
   progress.close()
   _tell_bad(first, batches)
   checkpoints.finish()
@@ -151,10 +177,11 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
       f"stopped by {stop.asked} at step {int(state.step)}, which is saved:"
       " the same command goes on from there.",
     )
-    return 128 + signal.Signals[stop.asked]
-  if begun == total:
-    with sharding.use(job.mesh, job.sharding):
-      results = {name: each(state.params) for name, each in evaluators.items()}
+    return stop.code
+  with sharding.use(job.mesh, job.sharding):
+    for name in evaluators:
+      if name not in results:
+        results[name] = evaluators[name](state.params)
   if first:
     _report(job, state, evaluators, results, seconds=time.time() - start_time)
   return 0
@@ -162,7 +189,7 @@ def train(given: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
 
 def evaluate(
   given: ml_collections.ConfigDict,
-  workdir: pathlib.Path,
+  workdir: epath.PathLike,
   *,
   step: int | None = None,
   best: bool = False,
@@ -173,7 +200,7 @@ def evaluate(
     step: of the checkpoint; None: the newest, or the best.
   """
   start_time = time.time()
-  _, job, first = _open(given, workdir)
+  job, first = _open(given, workdir)
   evaluators = build.evaluators(job)
   checkpoints = _checkpoints(job)
   if best:
@@ -192,15 +219,15 @@ def evaluate(
 
 
 def _open(given, workdir):
-  """(checked config, job, whether this process writes); makes the workdir."""
+  """(job, whether this process writes); makes the workdir."""
   config = config_lib.run(given)
-  workdir = pathlib.Path(workdir).resolve()
+  workdir = places.workdir(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   job = build.job(config, workdir)
   first = jax.process_index() == 0
   if first:
-    (workdir / cli.CONFIG_FILE).write_text(config_lib.to_json(given), "utf-8")
-  return config, job, first
+    (workdir / cli.CONFIG_FILE).write_text(config_lib.to_json(given))
+  return job, first
 
 
 def _checkpoints(job):
@@ -240,12 +267,22 @@ def _fresh(job, abstract):
   return state.replace(params=params, ema=teacher)
 
 
-def _profiler(job):
+def _profiler(job, until_the_end):
+  """Of the steps that the config names; what it writes is in its place at the end."""
   profile = job.config.profile
-  start, steps = (
-    (-1, 0) if profile is None else (job.time.steps(profile.start), profile.steps)
-  )
-  return timing.Profiler(str(job.workdir / "profile"), start=start, steps=steps)
+  if profile is None:
+    return timing.Profiler("", start=-1, steps=0)
+  folder = until_the_end.enter_context(places.local(job.workdir / "profile"))
+  start = job.time.steps(profile.start)
+  profiler = timing.Profiler(str(folder), start=start, steps=profile.steps)
+  until_the_end.callback(profiler.stop)
+  return profiler
+
+
+def _data(job, position):
+  """(batches from a position of the run on, the same ahead on the device)."""
+  batches = feeds.batches(job, position=position)
+  return batches, sharding.prefetch(build.check_batches(job, batches), job.mesh)
 
 
 def _is_logged(done, every, turns):
@@ -256,22 +293,43 @@ def _is_logged(done, every, turns):
   return -done % every < turns
 
 
-def _is_best_due(config, due):
+def _train_step(job, abstract):
+  """The step, compiled when it is called first."""
+  return jax.jit(
+    guard.guarded(
+      step_lib.make_train_step(
+        job.pretrainer,
+        job.tx,
+        seed=job.config.seed,
+        ema_decay=job.config.ema_decay,
+        schedule=job.schedule,
+      ),
+      job.guard,
+      schedule=job.schedule,
+    ),
+    donate_argnums=0,
+    out_shardings=(
+      jax.tree.map(lambda x: x.sharding, abstract),
+      sharding.replicated(job.mesh),
+    ),
+  )
+
+
+def _owed(meta, evaluators, writer, step):
+  """Evaluations of the checkpoint that the run was interrupted in, or before."""
+  owed = [name for name in meta.get("owed", ()) if name in evaluators]
+  if not owed or jax.process_count() == 1:
+    return [name for name in owed if not writer.has(step, name)]
+  # The log is the first process's.
+  lacking = np.array([not writer.has(step, name) for name in owed])
+  lacking = multihost_utils.broadcast_one_to_all(lacking)
+  return [name for name, lacks in zip(owed, lacking, strict=True) if lacks]
+
+
+def _decides_best(config, due):
   """Whether an evaluation that is due decides what the best checkpoint is."""
   best = config.checkpoint.best
   return best is not None and any(best.startswith(f"{name}/") for name in due)
-
-
-def _check_finite(values, step, checkpoints):
-  wrong = [key for key, value in values.items() if not math.isfinite(value)]
-  if wrong:
-    checkpoints.wait()
-    there = checkpoints.steps()
-    raise FloatingPointError(
-      f"step {step}: not finite: {', '.join(wrong)}. The last good checkpoint is kept:"
-      f" {f'step {there[-1]}' if there else 'none yet'}."
-      " Lower optim.lr, set optim.clip_norm, or lengthen optim.warmup."
-    )
 
 
 def _tell(first, text):
@@ -300,7 +358,7 @@ def _summary(job, state):
 def _report(job, state, evaluators, results, *, seconds):
   """The table on the terminal, results.json and report.html."""
   config, workdir = job.config, job.workdir
-  (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+  (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
   found, maps = {}, []
   for name, evaluator in evaluators.items():
     if isinstance(evaluator, retrieval.Evaluator) and evaluator.last is not None:
@@ -314,22 +372,23 @@ def _report(job, state, evaluators, results, *, seconds):
         )
         maps = report.word_maps(job.pretrainer, state.params, batch, job.tokenizer)
   device = job.mesh.devices.flat[0]
-  page = report.write(
-    workdir,
-    title=f"vlp_jax: {workdir.name}",
-    results=results,
-    facts={
-      "Parameters": f"{tree.size(state.params):,}",
-      "Steps": f"{int(state.step):,} of {config.batch_size} examples",
-      "Machine": f"{job.mesh.size} x {device.device_kind} ({platform.machine()})",
-      "This call took": f"{seconds / 60:.1f} minutes",
-      "Seed": str(config.seed),
-    },
-    config="\n".join(config_lib.flatten(config)),
-    log=workdir / "metrics.jsonl",
-    objectives=list(config.objectives),
-    found=found,
-    maps=maps,
-  )
+  with places.local(workdir, reads=["metrics.jsonl"]) as folder:
+    page = report.write(
+      folder,
+      title=f"vlp_jax: {workdir.name}",
+      results=results,
+      facts={
+        "Parameters": f"{tree.size(state.params):,}",
+        "Steps": f"{int(state.step):,} of {config.batch_size} examples",
+        "Machine": f"{job.mesh.size} x {device.device_kind} ({platform.machine()})",
+        "This call took": f"{seconds / 60:.1f} minutes",
+        "Seed": str(config.seed),
+      },
+      config="\n".join(config_lib.flatten(config)),
+      log=folder / "metrics.jsonl",
+      objectives=list(config.objectives),
+      found=found,
+      maps=maps,
+    )
   print(report.table(results), flush=True)
-  _log.info("report: %s", page)
+  _log.info("report: %s", workdir / page.name)

@@ -16,10 +16,14 @@ def main(argv: Sequence[str] | None = None) -> None:
   with cli.user_errors():
     args = cli.parse(argv, prog="python -m vlp_jax.train", doc=__doc__)
     # Here, not above: --help and a wrong option need not wait for jax.
-    from vlp_jax import loop
+    from vlp_jax.training import distributed
 
-    cli.log_plainly()
-    code = loop.train(args.config, args.workdir)
+    with distributed.joined(), cli.user_errors():
+      # Once the others are there: half of the time of a start is this import.
+      from vlp_jax import loop
+
+      cli.log_plainly()
+      code = loop.train(args.config, args.workdir)
   sys.exit(code)
 
 

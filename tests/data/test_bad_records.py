@@ -31,7 +31,7 @@ def test_a_process_reads_only_its_rows():
       read.append(len(indices))
       return super().read(indices)
 
-  made = batches(Watched(SOURCE.records), process_index=1, process_count=5)
+  made = batches(Watched(SOURCE.records), rows=np.array([2, 3]))
   assert next(made)["image"].shape[0] == 2
   assert set(read) == {2}
 
@@ -40,7 +40,7 @@ def test_a_process_reads_only_its_rows():
   "fields, said",
   [
     (dict(batch_size=0), "batch_size=0"),
-    (dict(process_index=2, process_count=2), "process_index=2: want 0 … 1"),
+    (dict(rows=np.array([9, 10])), "rows=\\[9, 10\\]: want some of 0 … 9"),
     (dict(start=-6), "start=-6"),
     (dict(source=pictures.Source(())), "data.source has no examples"),
   ],

@@ -153,15 +153,20 @@ def test_to_start_is_to_skip():
 def test_processes_have_the_rows_of_one(count):
   source = pictures.source(9, captions=3, broken={2: (b"", ["a"])})
   alone = batches(source, 3, batch_size=8, max_bad=1.0)
-  parts = [
-    batches(source, 3, batch_size=8, process_index=i, process_count=count, max_bad=1.0)
-    for i in range(count)
-  ]
+  rows = np.split(np.arange(8), count)
+  parts = [batches(source, 3, batch_size=8, rows=r, max_bad=1.0) for r in rows]
   joined = [
     {key: np.concatenate([part[key] for part in step]) for key in step[0]}
     for step in zip(*parts, strict=True)
   ]
   assert_same(joined, alone)
+  # Wherever the devices of a process stand in the mesh.
+  for batch, whole in zip(
+    batches(source, 3, batch_size=8, rows=rows[0] * 2 + 1, max_bad=1.0),
+    alone,
+    strict=True,
+  ):
+    assert_same([batch], [{k: v[rows[0] * 2 + 1] for k, v in whole.items()}])
   # And of the same run on fewer devices, that goes on in the middle.
   assert_same(batches(source, 1, batch_size=8, start=16, max_bad=1.0), alone[2:])
 
@@ -346,8 +351,8 @@ def test_mistakes_are_told_before_anything_is_read():
     given = dict(batch_size=4, seed=0) | fields
     return pipeline.train_batches(source, given.pop("pp", PP), TOKENIZER, **given)
 
-  with pytest.raises(ValueError, match="batch_size=4 is not a multiple of 3"):
-    make(process_count=3)
+  with pytest.raises(ValueError, match=r"rows=\[3, 4\]: want some of 0 … 3"):
+    make(rows=np.array([3, 4]))
   with pytest.raises(ValueError, match="no word 'decod'.*'decode'"):
     make(pp="decod|resize(8)")
   with pytest.raises(ValueError, match="seed=-1"):

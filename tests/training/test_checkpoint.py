@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there; what is kept, refused, and passed over."""
 
 import errno
+import json
 import logging
 import pathlib
 import shutil
@@ -36,6 +37,8 @@ def state(step=0, *, width=4):
   rng = np.random.default_rng(step)
   kernel = rng.normal(size=(8, width)).astype(np.float32)
   params = {"model": {"kernel": jnp.asarray(kernel), "temp": jnp.float32(0.07)}}
+  # Too large to be kept within an index (which has a checksum), and random.
+  params["table"] = jnp.asarray(rng.integers(2**32, size=(32, 32), dtype=np.uint32))
   half = jnp.asarray(kernel, jnp.bfloat16)
   return State(jnp.int32(step), params, (half, {"count": jnp.int32(step)}), None)
 
@@ -150,20 +153,56 @@ def test_another_model_is_told_by_what_differs(tmp_path):
 
 
 def damage(path, how):
-  """Hurts the arrays of a checkpoint as a disk, or a broken copy, does."""
+  """Hurts a checkpoint as a disk, a hand, or a broken copy does."""
   files = [f for f in (path / "state").rglob("*") if f.is_file() and f.stat().st_size]
   arrays = [f for f in files if "d" in f.relative_to(path / "state").parts]
   assert arrays
   if how == "removed":
     shutil.rmtree(path / "state")
+  elif how == "an empty folder":
+    shutil.rmtree(path)
+    path.mkdir()
+  elif how == "half deleted":
+    for file in sorted(f for f in path.rglob("*") if f.is_file())[::2]:
+      file.unlink()
   elif how == "empty":
     for file in arrays:
       file.write_bytes(b"")
   elif how == "cut":
     for file in arrays:
       file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-  else:
+  elif how == "one file missing":
+    max(arrays, key=lambda f: f.stat().st_size).unlink()
+  elif how == "a flipped bit":
+    table = np.asarray(state(4).params["table"]).tobytes()
+    holding = [f for f in arrays if table[:64] in f.read_bytes()]
+    assert holding
+    for file in holding:
+      data = bytearray(file.read_bytes())
+      data[data.index(table[:64]) + 5] ^= 0x10
+      file.write_bytes(bytes(data))
+  elif how == "another position":
+    meta = path / "meta" / "metadata"
+    text = meta.read_text()
+    assert text.count("640") == 1
+    meta.write_text(text.replace("640", "641"))
+  elif how == "metadata":
     (path / "state" / "_METADATA").write_bytes(b"{")
+  else:
+    raise ValueError(how)
+
+
+DAMAGES = (
+  "removed",
+  "an empty folder",
+  "half deleted",
+  "empty",
+  "cut",
+  "one file missing",
+  "a flipped bit",
+  "another position",
+  "metadata",
+)
 
 
 def told(caplog, level):
@@ -172,37 +211,44 @@ def told(caplog, level):
   return [record.getMessage() for record in records]
 
 
-@pytest.mark.parametrize("how", ["removed", "metadata"])
-def test_a_damaged_one_is_passed_over_for_the_one_before(tmp_path, how, caplog):
-  folder(tmp_path, [2, 4])
-  damage(tmp_path / "4", how)
-  checkpoints = checkpoint_lib.Checkpoints(tmp_path)
-  got, _ = checkpoints.restore(like(state()))
-  assert_same(got, state(2))
-  (warning,) = told(caplog, logging.WARNING)
-  assert f"{tmp_path / '4'} is damaged" in warning and "using step 2" in warning
-
-
 RESTORE = """
-import sys
+import json, sys
 from tests.training import test_checkpoint as t
-checkpoints = t.checkpoint_lib.Checkpoints(sys.argv[1])
-got, _ = checkpoints.restore(t.like(t.state()))
-t.assert_same(got, t.state(2))
-print("restored", int(got.step))
+for folder in json.loads(sys.argv[1]):
+  checkpoints = t.checkpoint_lib.Checkpoints(folder, best="test/mean")
+  got, meta = checkpoints.restore(t.like(t.state(), devices=1))
+  t.assert_same(got, t.state(2))
+  assert meta == t.META, meta
+  # The run goes on, and saves before and at the step that was damaged.
+  checkpoints.save(3, t.state(3), t.META, {"test/mean": 2.0})
+  checkpoints.save(4, t.state(4), t.META, {"test/mean": 3.0})
+  checkpoints.finish()
+  again = t.checkpoint_lib.Checkpoints(folder)
+  assert again.steps() == [3, 4], again.steps()
+  t.assert_same(again.restore(t.like(t.state()))[0], t.state(4))
+  again.finish()
+  print("restored", folder, flush=True)
 """
 
 
-@pytest.mark.parametrize("how", ["empty", "cut"])
-def test_arrays_that_were_cut_are_passed_over(tmp_path, how):
+def test_a_damaged_one_is_passed_over_for_the_one_before(tmp_path):
+  """With a warning that names both, and it is put aside, for the run to go on."""
+  folders = []
+  for i, how in enumerate(DAMAGES):
+    folders.append(str(tmp_path / str(i)))
+    metrics = {2: {"test/mean": 0.5}, 4: {"test/mean": 1.0}}
+    folder(folders[-1], [2, 4], best="test/mean", metrics=metrics)
+    damage(tmp_path / str(i) / "4", how)
   # In a process of its own: other reads fail later, and would be told to other tests.
-  folder(tmp_path, [2, 4])
-  damage(tmp_path / "4", how)
-  command = [sys.executable, "-c", RESTORE, str(tmp_path)]
+  command = [sys.executable, "-c", RESTORE, json.dumps(folders)]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-  assert "restored 2" in done.stdout, done.stderr[-2000:]
-  assert f"{tmp_path / '4'} is damaged" in done.stderr
-  assert "using step 2, the one before it" in done.stderr
+  for how, path in zip(DAMAGES, folders, strict=True):
+    assert f"restored {path}\n" in done.stdout, (how, done.stderr[-3000:])
+    assert f"{path}/4 is damaged" in done.stderr, how
+    assert f"using step 2, the one before it, {path}/2" in done.stderr, how
+    assert f"what is damaged is in {path}/damaged-4" in done.stderr, how
+  bit = done.stderr.partition(f"{folders[DAMAGES.index('a flipped bit')]}/4 is damaged")
+  assert bit[2].startswith(" (params/table: not the bits that were saved)")
 
 
 def test_a_damaged_one_that_is_asked_for_is_an_error(tmp_path):
@@ -235,10 +281,75 @@ def test_a_failed_save_is_told_and_tried_again(tmp_path, monkeypatch, caplog):
   assert checkpoint_lib.Checkpoints(tmp_path).steps() == [2, 6]
 
 
+def test_a_failed_save_is_tried_again_sooner_than_the_next(tmp_path, monkeypatch):
+  checkpoints = folder(tmp_path, [2])
+  assert not checkpoints.retry_due(3)
+  for step, due in ((4, 14), (14, 34), (34, 74)):
+    full_disk(monkeypatch, checkpoints)
+    checkpoints.save(step, state(step), META)
+    assert not checkpoints.retry_due(due - 1)
+    assert checkpoints.retry_due(due)
+  checkpoints.save(74, state(74), META)
+  checkpoints.wait()
+  assert not checkpoints.retry_due(1_000)
+  checkpoints.finish()
+  assert checkpoint_lib.Checkpoints(tmp_path).steps() == [2, 74]
+
+
+def test_a_save_that_fails_in_the_background_is_noticed(tmp_path, monkeypatch, caplog):
+  checkpoints = folder(tmp_path, [2])
+
+  def refused(*args, **kwargs):
+    raise OSError("503: slow down")
+
+  checkpoints.save(4, state(4), META)
+  checkpoints._manager.wait_until_finished()
+  monkeypatch.setattr(checkpoints._manager, "wait_until_finished", refused)
+  assert not checkpoints.retry_due(5)
+  (error,) = told(caplog, logging.ERROR)
+  assert "step 4 could not be saved" in error and "503: slow down" in error
+  assert checkpoints.retry_due(14)
+
+
+def test_the_last_save_is_tried_again_if_the_store_refuses(tmp_path, monkeypatch):
+  monkeypatch.setattr(checkpoint_lib, "PAUSES", (0.0, 0.01))
+  checkpoints = folder(tmp_path, [2])
+  tries = []
+
+  def refused(*args, **kwargs):
+    tries.append(args)
+    raise OSError("503: slow down")
+
+  monkeypatch.setattr(checkpoints._manager, "save", refused)
+  checkpoints.save(4, state(4), META, last=True)
+  checkpoints.finish()
+  assert len(tries) == 1
+  got, _ = checkpoint_lib.Checkpoints(tmp_path).restore(like(state()))
+  assert_same(got, state(4))
+
+
+def test_the_last_save_is_not_tried_for_ever(tmp_path, monkeypatch):
+  monkeypatch.setattr(checkpoint_lib, "PAUSES", (0.0, 0.01))
+  tries = []
+
+  def refused(manager, *args, **kwargs):
+    tries.append(args)
+    raise OSError("503: slow down")
+
+  checkpoints = folder(tmp_path, [2])
+  monkeypatch.setattr(checkpoint_lib.ocp.CheckpointManager, "save", refused)
+  checkpoints.save(4, state(4), META, last=True)
+  with pytest.raises(checkpoint_lib.CheckpointError, match="step 4 .*503: slow down"):
+    checkpoints.finish()
+  assert len(tries) == 3
+
+
 def test_the_last_save_must_not_fail(tmp_path, monkeypatch):
   checkpoints = folder(tmp_path, [2])
   full_disk(monkeypatch, checkpoints)
-  checkpoints.save(4, state(4), META)
+  # A full disk does not empty itself within seconds: nobody waits for that.
+  monkeypatch.setattr(checkpoint_lib.time, "sleep", lambda seconds: pytest.fail())
+  checkpoints.save(4, state(4), META, last=True)
   with pytest.raises(checkpoint_lib.CheckpointError, match="step 4 .*No space left"):
     checkpoints.finish()
   assert checkpoint_lib.Checkpoints(tmp_path).steps() == [2]

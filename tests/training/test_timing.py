@@ -98,7 +98,7 @@ def test_rates_count_from_after_the_compilation(clock):
   with told.paused():
     clock.now += 7.0
   clock.now += 60.0
-  told.compiled(1)
+  told.count_from(1)
   clock.now += 1.0
   assert told.rates(2) == {"examples_per_second": 8.0, "input_wait": 0.0}
 
@@ -107,7 +107,7 @@ def test_right_after_the_compilation_no_rate_is_known(clock):
   # A run that logs its first step.
   stream = io.StringIO()
   told, _ = progress(clock, stream)
-  told.compiled(1)
+  told.count_from(1)
   rates = told.rates(1)
   assert rates == {"examples_per_second": 0.0, "input_wait": 0.0}
   told.show(1, 2.0, rates)

@@ -89,11 +89,9 @@ def test_read_without_a_file(tmp_path):
 def test_a_full_disk_names_the_file_and_the_way_out(tmp_path):
   if not pathlib.Path("/dev/full").exists():
     pytest.skip("no /dev/full")
-  (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-  writer = writer_lib.Writer.__new__(writer_lib.Writer)
-  writer._path = tmp_path / "metrics.jsonl"
-  writer._file = writer._path.open("w")
-  writer._events = None
+  writer = writer_lib.Writer(tmp_path, tensorboard=False)
+  writer._file.close()
+  writer._file._file = open("/dev/full", "w")
   with pytest.raises(
     OSError, match="metrics.jsonl cannot be written.*start again"
   ) as e:

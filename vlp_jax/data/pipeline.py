@@ -103,8 +103,7 @@ def train_batches(
   batch_size: int,
   seed: int,
   start: int = 0,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: np.ndarray | None = None,
   max_bad: float = 0.01,
   workers: int | None = None,
   block: int = 1,
@@ -117,10 +116,10 @@ def train_batches(
     source: see sources/__init__.py.
     pp: words of preprocessing; see `pp.py`.
     tokenizer: `encode(list of captions) -> (ids int32 [B, L], mask bool [B, L])`.
-    batch_size: of the whole run; a process yields its rows of each batch.
+    batch_size: of the whole run.
     seed: of order and augmentation, 0 or more.
     start: examples that the run has seen.
-    process_index, process_count: of `jax.distributed`.
+    rows: int [R], those of each batch that this process yields; None: all.
     max_bad: share of broken records beyond which iterating raises BadDataError.
     workers: batches that are prepared at once; None: by the number of cores.
     block: so many examples that lie side by side in the source stay together.
@@ -134,8 +133,7 @@ def train_batches(
     pp pads.
 
   Raises:
-    ValueError: pp is wrong, the source is empty, or the batch does not split over the
-      processes.
+    ValueError: pp is wrong, the source is empty, or rows are not of the batch.
   """
   op = pp_lib.parse_captions(pp) if holds == "texts" else pp_lib.parse(pp)
   if not len(source):
@@ -145,16 +143,13 @@ def train_batches(
       f"config: data.block={block} does not divide the {len(source)} examples of"
       " data.source."
     )
-  if batch_size < 1 or batch_size % process_count:
-    raise ValueError(
-      f"config: batch_size={batch_size} is not a multiple of {process_count} processes."
-    )
-  if not 0 <= process_index < process_count:
-    raise ValueError(f"process_index={process_index}: want 0 … {process_count - 1}.")
+  if batch_size < 1:
+    raise ValueError(f"config: batch_size={batch_size}: want 1 or more.")
+  rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
+  if not len(rows) or not (0 <= rows.min() <= rows.max() < batch_size):
+    raise ValueError(f"rows={rows.tolist()}: want some of 0 … {batch_size - 1}.")
   if seed < 0 or start < 0:
     raise ValueError(f"seed={seed}, start={start}: want 0 or more.")
-  rows = batch_size // process_count
-  first = start + process_index * rows
   more = columns or columns_lib.Columns()
   loader = _Loader(source, op, tokenizer, seed, more, holds)
   kinds = {key: t for key, t in COLUMNS.items() if key not in LACKS[holds]}
@@ -174,7 +169,7 @@ def train_batches(
     return tuple(batch[key] for key in kinds)
 
   def step(begin):
-    positions = begin + tf.range(rows, dtype=tf.int64)
+    positions = begin + tf.constant(rows, tf.int64)
     indices = shuffled(positions, len(source), seed, block=block)
     types = tuple(kinds.values())
     return begin, tuple(tf.numpy_function(load, (begin, positions, indices), types))
@@ -183,7 +178,7 @@ def train_batches(
   options = tf.data.Options()
   options.deterministic = True
   options.threading.private_threadpool_size = parallel + 1
-  steps = tf.data.Dataset.range(first, tf.int64.max, batch_size)
+  steps = tf.data.Dataset.range(start, tf.int64.max, batch_size)
   steps = steps.take_while(lambda _: more_wanted.read_value())
   data = steps.map(step, num_parallel_calls=parallel).prefetch(2).with_options(options)
   return TrainBatches(data, loaded, Bad(max_bad), tuple(kinds), more_wanted)

@@ -1,23 +1,34 @@
 """Checkpoints: state and data position in one, written in the background, whole or not.
 
-Orbax writes to a temporary folder and renames it when all is there, so a process that
-dies while it saves leaves the checkpoints before it untouched.
+Orbax writes to a temporary folder and renames it when all is there (in an object store:
+puts a file beside it that says so), so a process that dies while it saves leaves the
+checkpoints before it untouched. What a disk or a copy does to one later is found by
+fingerprints of all arrays, which are saved with it: orbax takes a bit that has flipped
+in an array's file for what was saved.
 """
 
 from collections.abc import Mapping
+import errno
 import logging
-import pathlib
-import shutil
+import time
 from typing import Any
 
+from etils import epath
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from vlp_jax.ops import tree
+from vlp_jax.training import seal
 
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
+_DAMAGED = "damaged-"  # before the step, of a folder that is no checkpoint any more
+RETRY = 10  # steps after a save that failed; twice as many after the next
+# Seconds before the last save is tried again, unless it failed for what does not pass.
+PAUSES = (2.0, 8.0, 30.0)
+_LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _log = logging.getLogger(__name__)
 
 
@@ -33,18 +44,24 @@ class Checkpoints:
   """
 
   def __init__(
-    self, directory: pathlib.Path, *, keep: int = 2, best: str | None = None
+    self, directory: epath.PathLike, *, keep: int = 2, best: str | None = None
   ):
     """Opens the folder, makes it, and removes what an interrupted save left.
 
     Args:
-      directory: of this run alone.
+      directory: of this run alone; on a disk, or gs://….
       keep: so many of the newest are kept.
       best: metric whose largest value's checkpoint is kept as well.
     """
-    self.directory = pathlib.Path(directory).resolve()
+    directory = epath.Path(directory)
+    # An address is whole as it is, and orbax takes no relative folders.
+    self.directory = directory if "://" in str(directory) else directory.resolve()
     self._keep, self._best = keep, best
-    self._failure = None
+    self._pending: int | None = None
+    self._failure: tuple[int, BaseException] | None = None
+    self._failed = 0  # saves in a row
+    self._last: tuple | None = None
+    self._damaged: list[int] = []
     logging.getLogger("absl").setLevel(logging.WARNING)
     self._manager = self._open()
 
@@ -75,6 +92,13 @@ class Checkpoints:
     """Steps of the checkpoints that are whole, ascending."""
     return sorted(self._manager.all_steps())
 
+  def kept(self) -> str:
+    """The newest of them in a sentence, for who has to stop."""
+    self.wait()
+    there = self.steps()
+    newest = f"step {there[-1]}" if there else "none yet"
+    return f"The last good checkpoint is kept: {newest}."
+
   def best_step(self) -> int | None:
     """The step whose metric `best` is largest; None without one."""
     return self._manager.best_step() if self._best else None
@@ -85,34 +109,39 @@ class Checkpoints:
     state: Any,
     meta: Mapping[str, Any],
     metrics: Mapping[str, float] | None = None,
+    *,
+    last: bool = False,
   ) -> None:
     """Starts to save, and returns when the state may be overwritten.
 
     A save that fails is told in the log, and what is left of it removed; the
-    checkpoints before it stay, and the next call tries again.
+    checkpoints before it stay, and `retry_due` says when to try again.
 
     Args:
       step: of the run. state: any tree of arrays. meta: JSON.
       metrics: of this step; needs `best` among them for it to count as one.
+      last: no step comes after it; `finish` tries it again with this state.
     """
     self.wait()
+    self._last = (step, state, meta, metrics) if last else None
     if self._best and self._best not in (metrics or {}):
       metrics = None
     try:
+      self._set_aside()
+      flat = tree.flatten(state)
       self._manager.save(
         step,
         args=ocp.args.Composite(
-          state=ocp.args.StandardSave(_nest(tree.flatten(state))),
-          meta=ocp.args.JsonSave(dict(meta)),
+          state=ocp.args.StandardSave(_nest(flat)),
+          meta=ocp.args.JsonSave(seal.sealed(meta, seal.fingerprints(flat))),
         ),
         metrics=dict(metrics) if metrics and self._best else None,
       )
+      error = None
+    except Exception as failed:  # orbax wraps the system's errors in its own kinds
+      error = failed
+    if self._agreed(step, error):
       self._pending = step
-      self._failure = None
-    except Exception as error:  # orbax wraps the system's errors in its own kinds
-      self._fail(step, error)
-
-  _pending: int | None = None
 
   def wait(self) -> None:
     """Until the save that was started is on the disk, or has failed."""
@@ -121,38 +150,79 @@ class Checkpoints:
     step, self._pending = self._pending, None
     try:
       self._manager.wait_until_finished()
-    except Exception as error:
-      self._fail(step, error)
+      error = None
+    except Exception as failed:
+      error = failed
+    if self._agreed(step, error):
+      self._failure, self._failed = None, 0
+
+  def retry_due(self, step: int) -> bool:
+    """Whether to save after this step because an earlier save failed.
+
+    10 steps after it, 20 after the next failure in a row, and so on. With several
+    processes always false: they would not all know at the same step, and save again
+    when they would have anyway.
+    """
+    if jax.process_count() > 1:
+      return False
+    if self._pending is not None and not self._manager.is_saving_in_progress():
+      self.wait()
+    if self._failure is None or self._pending is not None:
+      return False
+    return step >= self._failure[0] + RETRY * 2 ** (self._failed - 1)
+
+  def _agreed(self, step, error):
+    """Whether no process failed; where one did, all of them give the save up."""
+    if not _all_processes(error is None):
+      self._fail(step, error or OSError("another process could not save its part"))
+      return False
+    return True
 
   def _fail(self, step, error):
     cause = error
     while cause.__cause__ is not None and not isinstance(cause, OSError):
       cause = cause.__cause__
-    self._failure = (step, cause)
-    for part in self.directory.glob(_TEMPORARY):
-      shutil.rmtree(part, ignore_errors=True)
+    self._failure, self._failed = (step, cause), self._failed + 1
     try:
       self._manager.close()
     except Exception as again:  # the failed save, told a second time
       _log.debug("closing the failed manager: %s", again)
-    self._manager = self._open()
+    try:
+      if jax.process_index() == 0:
+        for part in self.directory.glob(_TEMPORARY):
+          part.rmtree(missing_ok=True)
+      self._manager = self._open()
+      there = self.steps()
+    except Exception as again:  # the place is away altogether
+      _log.debug("opening %s again: %s", self.directory, again)
+      there = []
     _log.error(
       "checkpoint: step %d could not be saved in %s: %s. Training goes on and saves"
       " again later; the last whole checkpoint is %s.",
       step,
       self.directory,
-      str(cause).splitlines()[0] if str(cause) else type(cause).__name__,
-      f"step {self.steps()[-1]}" if self.steps() else "not there: none was saved yet",
+      _line(cause),
+      f"step {there[-1]}" if there else "not there: none was saved yet",
     )
 
   def finish(self) -> None:
-    """Waits for the last save.
+    """Waits for the last save, and tries it again if it fails for what may pass.
 
     Raises:
       CheckpointError: it failed.
     """
     self.wait()
-    failure = self._failure
+    for pause in PAUSES:
+      if not self._failure or not self._last:
+        break
+      lasting = getattr(self._failure[1], "errno", None) in _LASTING
+      if not _all_processes(not lasting):
+        break
+      _log.warning("checkpoint: tries to save again in %g seconds.", pause)
+      time.sleep(pause)
+      self.save(*self._last, last=True)
+      self.wait()
+    failure, self._last = self._failure, None
     self._manager.close()
     if failure:
       step, cause = failure
@@ -165,7 +235,8 @@ class Checkpoints:
   def restore(self, target: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
     """(state, meta) of a step, placed as `target` says; by default the newest.
 
-    A checkpoint that cannot be read is passed over with a warning for the one before.
+    A checkpoint that cannot be read, or of which a bit is not as it was saved, is
+    passed over with a warning for the one before; the next `save` puts it aside.
 
     Args:
       target: tree of ShapeDtypeStructs with shardings, as the state's.
@@ -176,6 +247,7 @@ class Checkpoints:
       ValueError: it is of another model; lists the paths that differ.
       OSError: it is damaged, and there is none before it or `step` names it.
     """
+    self.wait()
     steps = self.steps()
     if not steps or (step is not None and step not in steps):
       there = f"there are steps {steps}" if steps else "there is none"
@@ -184,25 +256,46 @@ class Checkpoints:
     for candidate in [step] if step is not None else steps[::-1]:
       try:
         self._check(candidate, target)
-        return self._restore(candidate, target)
-      except Exception as error:
-        before = [s for s in steps if s < candidate]
-        if isinstance(error, _OtherModelError):
-          raise
-        if step is not None or not before:
-          others = [s for s in steps if s != candidate]
-          raise OSError(
-            f"checkpoint: {self.directory / str(candidate)} is damaged"
-            f" ({(str(error) or repr(error)).splitlines()[0]}); whole ones may be the"
-            f" others that are there: {others or 'none'}."
-          ) from error
-        _log.warning(
-          "checkpoint: %s is damaged (%s): using step %d, the one before it.",
-          self.directory / str(candidate),
-          str(error).splitlines()[0],
-          before[-1],
-        )
+        got, error = self._restore(candidate, target), None
+      except _OtherModelError:
+        raise
+      except Exception as failed:
+        got, error = None, failed
+      if _all_processes(error is None):
+        return got
+      path = self.directory / str(candidate)
+      error = error or OSError("another process cannot read its part")
+      before = [s for s in steps if s < candidate]
+      if step is not None or not before:
+        others = [s for s in steps if s != candidate]
+        raise OSError(
+          f"checkpoint: {path} is damaged ({_line(error)}); whole ones may be the"
+          f" others that are there: {others or 'none'}."
+        ) from error
+      self._damaged.append(candidate)
+      _log.warning(
+        "checkpoint: %s is damaged (%s): using step %d, the one before it, %s.",
+        path,
+        _line(error),
+        before[-1],
+        self.directory / str(before[-1]),
+      )
     raise AssertionError("unreachable: the loop returns or raises")
+
+  def _set_aside(self):
+    """Renames damaged checkpoints: orbax saves nothing before a step that is there."""
+    if not self._damaged:
+      return
+    if jax.process_index() == 0:
+      for step in self._damaged:
+        aside = self.directory / f"{_DAMAGED}{step}"
+        if aside.exists():
+          aside.rmtree()
+        (self.directory / str(step)).rename(aside)
+        _log.warning("checkpoint: what is damaged is in %s now.", aside)
+    self._damaged = []
+    _all_processes(True)
+    self._manager.reload()
 
   def arrays(self, step: int | None = None) -> dict[str, Any]:
     """All that a step saved, as nested dicts of numpy arrays: no model is wanted.
@@ -233,9 +326,15 @@ class Checkpoints:
         state=ocp.args.StandardRestore(_nest(flat)), meta=ocp.args.JsonRestore()
       ),
     )
+    meta, saved = seal.opened(got.meta)
     leaves = tree.flatten(got.state)
+    found = seal.fingerprints(leaves)
+    wrong = [path for path in found if found[path] != saved.get(path)]
+    if wrong:
+      more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+      raise OSError(f"{wrong[0]}{more}: not the bits that were saved")
     structure = jax.tree.structure(target)
-    return jax.tree.unflatten(structure, [leaves[path] for path in flat]), got.meta
+    return jax.tree.unflatten(structure, [leaves[path] for path in flat]), meta
 
   def _check(self, step, target):
     """Raises _OtherModelError if shapes or paths differ from what was saved."""
@@ -265,6 +364,18 @@ class Checkpoints:
         " config: take another workdir, or the config.json beside the checkpoint.\n"
         + "\n".join(lines[:12] + more)
       )
+
+
+def _all_processes(fine: bool) -> bool:
+  """Whether it is true in all processes; every one of them has to ask."""
+  if jax.process_count() == 1:
+    return fine
+  return bool(multihost_utils.process_allgather(np.int32(fine)).all())
+
+
+def _line(error):
+  """The first line of an error, or its kind."""
+  return (str(error) or type(error).__name__).splitlines()[0]
 
 
 class _OtherModelError(ValueError):

@@ -182,13 +182,41 @@ def _tell_once(spec, shape, axis, parts):
     )
 
 
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+  """A batch, split over data and fsdp."""
+  return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def local_rows(batch_size: int, mesh: jax.sharding.Mesh) -> np.ndarray:
+  """int64 [R], ascending: the rows of a batch that this process's devices hold.
+
+  Processes that share a part (a tensor axis between them) both have its rows. Rows need
+  not be neighbours: a pod orders its devices by their links, not by their hosts.
+  """
+  places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+  parts = {range(*at[0].indices(batch_size)) for at in places.values()}
+  return np.concatenate([np.array(p) for p in sorted(parts, key=lambda p: p.start)])
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, Any]:
-  """This process's rows of a batch -> global arrays, split over data and fsdp.
+  """The process's `local_rows` of a batch -> global arrays, over data and fsdp.
 
   A batch may be {kind of data: batch}.
   """
-  split = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-  put = lambda value: jax.make_array_from_process_local_data(split, value)
+  split = batch_sharding(mesh)
+  parts = split.addressable_devices_indices_map((batch_parts(mesh),))
+  here = sorted({at[0].indices(batch_parts(mesh))[0] for at in parts.values()})
+
+  def put(value):
+    size = len(value) // len(here)
+    shape = (size * batch_parts(mesh), *value.shape[1:])
+
+    def local(at):
+      first = here.index(at[0].indices(shape[0])[0] // size) * size
+      return value[first : first + size]
+
+    return jax.make_array_from_callback(shape, split, local)
+
   return jax.tree.map(put, dict(batch))
 
 

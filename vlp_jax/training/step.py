@@ -1,6 +1,7 @@
 """The state of a run and the pure function that takes it one step further."""
 
 from collections.abc import Callable, Mapping
+import dataclasses
 import functools
 from typing import Any
 
@@ -12,6 +13,7 @@ import optax
 
 from vlp_jax.ops import reduce
 from vlp_jax.ops import tree
+from vlp_jax.training import guard as guard_lib
 from vlp_jax.training import sharding as sharding_lib
 
 # The order is part of what a seed means: add at the end.
@@ -23,7 +25,8 @@ class TrainState:
   """All that a checkpoint holds; nothing in it is random.
 
   step int32 []; params; opt_state; ema: like params, or None without a teacher;
-  memory: the state of objectives that is no parameter (queues).
+  memory: the state of objectives that is no parameter (queues); guard: what steps are
+  compared with.
   """
 
   step: jax.Array
@@ -31,6 +34,7 @@ class TrainState:
   opt_state: Any
   ema: Any
   memory: Any
+  guard: guard_lib.Record = dataclasses.field(default_factory=guard_lib.fresh)
 
 
 def keys(seed: int, step: jax.Array) -> dict[str, jax.Array]:
@@ -160,6 +164,7 @@ def make_train_step(
       opt_state=opt_state,
       ema=ema,
       memory=memory,
+      guard=state.guard,
     )
     return new_state, metrics
 

@@ -19,6 +19,10 @@ class Waiting:
     self._items = iter(items)
     self.seconds = 0.0
 
+  def go_on_with(self, items: Iterable[Any]) -> None:
+    """Others come from now on."""
+    self._items = iter(items)
+
   def __iter__(self) -> Iterator[Any]:
     return self
 
@@ -62,8 +66,8 @@ class Progress:
     finally:
       self._paused += time.perf_counter() - start
 
-  def compiled(self, step: int) -> None:
-    """The first step, with its compilation, is done: rates count from here."""
+  def count_from(self, step: int) -> None:
+    """Rates are of the steps after this one, which compiled or was gone back to."""
     self._mark = (step, time.perf_counter(), self._waiting.seconds)
     self._paused = 0.0
 

@@ -1,0 +1,128 @@
+"""Runs of two processes on this machine: they start, and one of them does not go on."""
+
+import signal
+import time
+
+import pytest
+
+from tests import processes
+from tests import runs
+
+ROUNDS = "tests.training.rounds"
+# As between meshes (test_resume.py): sums that come in another order, divided by Adam.
+LOSS_TOLERANCE = 1e-5
+
+
+def wait_for(done, started, seconds=300):
+  end = time.monotonic() + seconds
+  try:
+    while not done():
+      assert time.monotonic() < end, "it did not come so far"
+      assert all(p.poll() is None for p in started), "a process ended"
+      time.sleep(0.02)
+  except BaseException:
+    for process in started:
+      process.kill()
+      process.wait()
+    raise
+
+
+def rounds(workdir, **env):
+  """Two processes, of which each has gone round."""
+  env = {"ROUNDS": "100000"} | env
+  started = processes.start(workdir, module=ROUNDS, **env)
+  wait_for(
+    lambda: all("round 1" in processes.log(workdir, i) for i in range(2)), started
+  )
+  return started
+
+
+def test_a_process_that_never_comes_is_named(tmp_path):
+  begun = time.monotonic()
+  started = processes.start(tmp_path / "run", only=(0,), VLP_JAX_START_TIMEOUT="1")
+  (log,) = processes.finish(started, tmp_path / "run", codes=(75,))
+  assert time.monotonic() - begun < 60
+  assert "vlp_jax: error: start of process 0 of 2: after 1 s 1 of 2" in log
+  assert "did not come: 1. There are 0 (" in log
+  assert "Traceback" not in log
+
+
+def test_half_an_environment_is_a_mistake(tmp_path):
+  started = processes.start(tmp_path / "run", only=(0,), VLP_JAX_NUM_PROCESSES="")
+  (log,) = processes.finish(started, tmp_path / "run", codes=(2,))
+  assert "without VLP_JAX_NUM_PROCESSES: set all three" in log
+
+
+def test_they_work_and_end_together(tmp_path):
+  """Each feeds its rows on any mesh, and has what process 0 made: see rounds.py."""
+  env = {"ROUNDS": "3", "FOLDER": str(tmp_path / "folder")}
+  started = processes.start(tmp_path / "run", module=ROUNDS, devices=2, **env)
+  logs = processes.finish(started, tmp_path / "run")
+  assert "2 processes met after" in logs[0]
+  assert all("error" not in log for log in logs), logs
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_one_is_killed(tmp_path, gone):
+  """JAX's own word about it is "another task died", or none for 100 seconds."""
+  started = rounds(tmp_path / "run")
+  started[gone].kill()
+  begun = time.monotonic()
+  left = 1 - gone
+  codes = [-signal.SIGKILL, 75] if gone == 0 else [75, -signal.SIGKILL]
+  logs = processes.finish(started, tmp_path / "run", codes=tuple(codes))
+  assert time.monotonic() - begun < 20, "it took too long to notice"
+  told = f"vlp_jax: error: process {gone} ("
+  assert told in logs[left]
+  assert f"pid {started[gone].pid}) is gone, without a word" in logs[left]
+  assert "the same command on all goes on from the last checkpoint" in logs[left]
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_a_mistake_of_one_ends_both(tmp_path, wrong):
+  started = rounds(tmp_path / "run", MISTAKE=str(wrong))
+  logs = processes.finish(started, tmp_path / "run", codes=(2, 2))
+  assert logs[wrong].count("vlp_jax: error: VLP_JAX_COORDINATOR without") == 1
+  told = ") stopped: ValueError: VLP_JAX_COORDINATOR without"
+  assert f"vlp_jax: error: process {wrong} (" in logs[1 - wrong]
+  assert told in logs[1 - wrong]
+  assert "Traceback" not in "".join(logs)
+
+
+def test_a_mistake_of_all_is_told_by_all(tmp_path):
+  started = rounds(tmp_path / "run", MISTAKE="all")
+  for log in processes.finish(started, tmp_path / "run", codes=(2, 2)):
+    assert log.count("vlp_jax: error: VLP_JAX_COORDINATOR without") == 1
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_equals_one_process(tmp_path):
+  """On the same mesh of two devices: of one process, and of two with one each."""
+  steps = 16
+  config = f"{runs.CONFIG}:{steps}"
+  alone = tmp_path / "alone"
+  runs.finish(runs.start(alone, config=config, devices=2), alone)
+  two = tmp_path / "two"
+  started = processes.start(two, config=config)
+  wait_for(lambda: runs.steps(two), started)
+  started[1].kill()
+  begun = time.monotonic()
+  log, _ = processes.finish(started, two, codes=(75, -signal.SIGKILL))
+  assert time.monotonic() - begun < 60
+  assert "is gone, without a word" in log
+  killed_at = runs.steps(two)[-1]
+
+  started = processes.start(two, config=config)
+  log, other = processes.finish(started, two)
+  assert f"goes on from step {killed_at}" in log
+  assert "2 x cpu, mesh 2x1x1" in log
+  assert "step" not in other  # one process alone tells and writes
+  got, want = runs.metrics(two), runs.metrics(alone)
+  assert [line["step"] for line in got] == list(range(1, steps + 1))
+  for line, other in zip(got, want, strict=True):
+    for name in ("loss", "itc", "itm", "mlm"):
+      assert abs(line[name] - other[name]) <= LOSS_TOLERANCE * abs(other[name]), (
+        line["step"],
+        name,
+      )
+  assert (two / "report.html").is_file()

@@ -1,0 +1,180 @@
+"""Processes that meet, and who is told when one is gone: threads stand for them."""
+
+from concurrent import futures
+import queue
+import socket
+import time
+
+import pytest
+
+from tests import processes
+from vlp_jax.training import cluster
+from vlp_jax.training import rendezvous
+
+
+@pytest.fixture
+def port():
+  return processes.free_port()
+
+
+def place(port, index, count=3):
+  return cluster.Place(f"localhost:{port}", count, index, "a test")
+
+
+def meet(port, indices, count=3, limit=20.0):
+  """{place: Watch, or the error} of all, who start at once."""
+  with futures.ThreadPoolExecutor(8) as pool:
+    made = [
+      pool.submit(rendezvous.meet, place(port, i, count), limit=limit) for i in indices
+    ]
+    return [kept(each.exception() or each.result()) for each in made]
+
+
+MADE = []
+
+
+def kept(watch):
+  """The same, to be closed after the test."""
+  MADE.append(watch)
+  return watch
+
+
+@pytest.fixture(autouse=True)
+def hang_up_afterwards():
+  yield
+  while MADE:
+    if isinstance(watch := MADE.pop(), rendezvous.Watch):
+      watch.close()
+
+
+def hang_up(watch):
+  """What the kernel does for a process that dies."""
+  for line in watch._lines.values():
+    line.sock.shutdown(socket.SHUT_RDWR)
+  watch.close()
+
+
+def losses(watches):
+  """One queue of losses for each watch, which is started."""
+  queues = [queue.SimpleQueue() for _ in watches]
+  for watch, found in zip(watches, queues, strict=True):
+    watch.start(found.put)
+  return queues
+
+
+def test_all_meet_and_the_port_is_free_again(port):
+  watches = meet(port, [2, 1, 0])
+  assert [w.me.index for w in watches] == [2, 1, 0]
+  assert sorted(watches[2].peers) == [0, 1, 2]
+  # JAX's service takes the port while these connections stay.
+  socket.create_server(("", port)).close()
+  found = losses(watches)
+  with futures.ThreadPoolExecutor(3) as pool:
+    ends = [pool.submit(watch.end) for watch in watches]
+    for end in ends:
+      end.result(timeout=10)
+  assert all(each.empty() for each in found)
+
+
+def test_whoever_ends_first_waits_for_the_others(port):
+  first, other = watches = meet(port, [0, 1], count=2)
+  losses(watches)
+  with futures.ThreadPoolExecutor(2) as pool:
+    end = pool.submit(other.end)
+    with pytest.raises(futures.TimeoutError):
+      end.result(timeout=0.2)
+    pool.submit(first.end).result(timeout=10)
+    end.result(timeout=10)
+
+
+def test_everybody_is_told_who_did_not_come(port):
+  begun = time.monotonic()
+  errors = meet(port, [0, 2, 3], count=5, limit=1.0)
+  assert time.monotonic() - begun < 5
+  host = socket.gethostname()
+  told = f"after 1 s 2 of 5 processes did not come: 1, 4. There are 0 ({host}), 2"
+  for error in errors:
+    assert isinstance(error, rendezvous.StartError)
+    assert told in str(error)
+
+
+def test_process_0_did_not_come(port):
+  (error,) = meet(port, [1], limit=0.5)
+  assert "process 0 of 3 did not come: after 0.5 s nobody answers" in str(error)
+  assert f"at localhost:{port}" in str(error)
+
+
+def test_two_with_the_same_number(port):
+  errors = meet(port, [0, 1, 1], limit=10)
+  assert all("two processes say that they are number 1" in str(e) for e in errors)
+
+
+def test_another_number_of_processes(port):
+  with futures.ThreadPoolExecutor(2) as pool:
+    first = pool.submit(rendezvous.meet, place(port, 0, 3), limit=10)
+    other = pool.submit(rendezvous.meet, place(port, 1, 4), limit=10)
+    for each in (first, other):
+      error = each.exception()
+      assert "as one of 4 processes, process 0 as one of 3" in str(error)
+
+
+def test_strangers_and_those_who_die_while_they_wait_do_not_count(port):
+  with futures.ThreadPoolExecutor(4) as pool:
+    made = [pool.submit(rendezvous.meet, place(port, 0), limit=20)]
+    for words in (b"GET / HTTP/1.1\r\n\r\n", b'["hello"]\n', b""):
+      stranger = rendezvous._reach(place(port, 1), time.monotonic() + 10, 10).sock
+      stranger.sendall(words)
+      stranger.close()
+    dies = rendezvous._reach(place(port, 1), time.monotonic() + 10, 10)
+    dies.send(hello=rendezvous.GREETING, index=1, count=3, host="x", pid=1)
+    dies.close()
+    made += [pool.submit(rendezvous.meet, place(port, i), limit=20) for i in (1, 2)]
+    first, *_ = [kept(each.result(timeout=20)) for each in made]
+  assert first.peers[1].host == socket.gethostname()
+
+
+def test_a_port_that_another_holds(port):
+  with socket.create_server(("", port)) as _:
+    (error,) = meet(port, [0], limit=0.3)
+  assert f"process 0 cannot listen on port {port}" in str(error)
+
+
+@pytest.mark.parametrize("gone", [1, 2])
+def test_all_notice_one_that_is_gone(port, gone):
+  watches = meet(port, [0, 1, 2])
+  found = losses([w for w in watches if w.me.index != gone])
+  begun = time.monotonic()
+  hang_up(watches[gone])
+  loss = found[0].get(timeout=10)
+  assert (loss.peer.index, loss.why, loss.code) == (gone, None, None)
+  watches[0].pass_on(loss, wait=0.1)
+  assert found[1].get(timeout=10) == loss
+  assert time.monotonic() - begun < 2
+
+
+def test_all_notice_that_process_0_is_gone(port):
+  watches = meet(port, [0, 1, 2])
+  found = losses(watches[1:])
+  hang_up(watches[0])
+  for each in found:
+    loss = each.get(timeout=10)
+    assert (loss.peer.index, loss.why) == (0, None)
+
+
+@pytest.mark.parametrize("failing", [0, 2])
+def test_last_words_reach_all(port, failing):
+  watches = meet(port, [0, 1, 2])
+  found = losses(watches)
+  others = [i for i in range(3) if i != failing]
+  with futures.ThreadPoolExecutor(1) as pool:
+    pool.submit(watches[failing].fail, "ValueError: config: lr", 2)
+    if failing:
+      loss = found[0].get(timeout=10)
+      watches[0].pass_on(loss, wait=0.1)
+      others.remove(0)
+    for i in others:
+      loss = found[i].get(timeout=10)
+      assert loss.peer.index == failing
+      assert (loss.why, loss.code) == ("ValueError: config: lr", 2)
+    for i in others:
+      hang_up(watches[i])

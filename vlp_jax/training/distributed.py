@@ -1,0 +1,184 @@
+"""Several processes that are one run: they start together, and none is left waiting.
+
+The entry points run inside of `joined()`. Alone, it does nothing.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import logging
+import os
+import pathlib
+import socket
+import sys
+import time
+import traceback
+from typing import NoReturn
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from vlp_jax.training import cluster
+from vlp_jax.training import rendezvous
+
+# Of sysexits.h, EX_TEMPFAIL: the same command goes on from the last checkpoint.
+EXIT_TRY_AGAIN = 75
+# Seconds for news of another process, before an error is taken for our own; and for an
+# error of our own to show, before that of another process is told.
+GRACE = 2.0
+
+
+@contextlib.contextmanager
+def joined(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
+  """Joins the run that the environment names, before JAX looks for devices.
+
+  VLP_JAX_COORDINATOR=host:port, VLP_JAX_NUM_PROCESSES and VLP_JAX_PROCESS_ID, or tasks
+  of SLURM's srun, or a TPU pod: see `cluster`. VLP_JAX_START_TIMEOUT: seconds in which
+  all have to come, 300 by default.
+
+  While the run lasts, a process that dies ends all others with a message and exit code
+  75; one that leaves by an error is waited for no longer than it takes to tell.
+
+  Raises:
+    ValueError: the environment is half given or wrong.
+    SystemExit: 75, not all came; the message says who did not.
+  """
+  place = cluster.find(environ)
+  if place is None:
+    yield
+    return
+  try:
+    limit = float(environ.get("VLP_JAX_START_TIMEOUT") or 300)
+  except ValueError:
+    said = environ["VLP_JAX_START_TIMEOUT"]
+    raise ValueError(f"VLP_JAX_START_TIMEOUT={said!r}: want seconds.") from None
+  begun = time.monotonic()
+  try:
+    watch = rendezvous.meet(place, limit=limit)
+  except rendezvous.StartError as error:
+    _say(f"error: start of process {place.index} of {place.count}: {error}")
+    raise SystemExit(EXIT_TRY_AGAIN) from error
+  if place.index == 0:
+    _say(_all_there(watch, time.monotonic() - begun))
+  watch.start(lambda loss: _leave(watch, loss))
+  with _failing_together(watch):
+    _initialize(place, limit)
+    yield
+    watch.end()
+
+
+def _initialize(place, limit):
+  # XLA's CPU devices reach each other by it alone.
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  jax.distributed.initialize(
+    coordinator_address=place.coordinator,
+    num_processes=place.count,
+    process_id=place.index,
+    local_device_ids=place.local_devices,
+    # It would hide all but one GPU from a task of SLURM that has a whole node.
+    cluster_detection_method="deactivate",
+    initialization_timeout=max(60, int(limit)),
+  )
+
+
+def _all_there(watch, seconds):
+  hosts = sorted({peer.host for peer in watch.peers.values()})
+  named = ", ".join(hosts[:4]) + (f" and {len(hosts) - 4} more" if hosts[4:] else "")
+  return f"{len(watch.peers)} processes met after {seconds:.1f} s, on {named}"
+
+
+# --- The end that was not planned -----------------------------------------------------
+
+
+@contextlib.contextmanager
+def _failing_together(watch):
+  """An error of this process is told to the others; then it leaves at once.
+
+  JAX, left to itself, waits at its end for processes that wait for this one.
+  """
+  try:
+    yield
+  except BaseException as error:
+    if isinstance(error, SystemExit) and error.code in (0, None):
+      raise
+    # Where a process died, what fails here is a consequence: the watch knows, and ends
+    # this process with what is to be said.
+    time.sleep(GRACE)
+    if isinstance(error, SystemExit):
+      code = error.code if isinstance(error.code, int) else 1
+    else:
+      watch.leave_if_lost()
+      traceback.print_exception(error)
+      code = 1
+    watch.fail(_why(error), code)
+    _exit(code)
+
+
+def _why(error):
+  """One line of what a process died of."""
+  cause = error.__cause__ if isinstance(error, SystemExit) else error
+  if cause is None:
+    return f"exit code {error.code}"
+  lines = str(cause).splitlines()
+  return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
+
+
+def _leave(watch, loss):
+  """In the watch's thread: another process is gone, so this one leaves too."""
+  me, code = watch.me, loss.code or EXIT_TRY_AGAIN
+  if loss.why is None:
+    then = ": the same command on all goes on from the last checkpoint"
+    why = "is gone, without a word: killed, out of memory, or its machine is lost"
+  else:
+    # Maybe all make the same mistake, and each is about to say so.
+    time.sleep(GRACE)
+    then, why = "", f"stopped: {loss.why.rstrip('.')}"
+  _say(
+    f"error: {loss.peer} {why}. So process {me.index} ({me.host}) stops too, with exit"
+    f" code {code}{then}."
+  )
+  watch.pass_on(loss)
+  _exit(code)
+
+
+def _say(text):
+  """To the terminal, whatever another thread holds."""
+  os.write(sys.__stderr__.fileno(), f"vlp_jax: {text}\n".encode())
+
+
+def _exit(code) -> NoReturn:
+  """Leaves without JAX's farewell, which waits for who may be gone."""
+  logging.shutdown()
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(Exception):
+      stream.flush()
+  os._exit(code)
+
+
+# --- What one does for all ------------------------------------------------------------
+
+
+def made_once(path: pathlib.Path, make: Callable[[], None]) -> None:
+  """A file that process 0 makes, unless it is there, and that all have afterwards.
+
+  Its content goes from process to process: folders may be shared, or each its own.
+
+  Args:
+    path: of the file. make: writes it, whole or not at all.
+  """
+  if jax.process_count() == 1:
+    if not path.exists():
+      make()
+    return
+  first = jax.process_index() == 0
+  if first and not path.exists():
+    make()
+  content = np.frombuffer(path.read_bytes() if first else b"", np.uint8)
+  size = int(multihost_utils.broadcast_one_to_all(np.int32(content.size)))
+  content = content if first else np.zeros(size, np.uint8)
+  content = np.asarray(multihost_utils.broadcast_one_to_all(content), np.uint8)
+  if not path.exists():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
+    partial.write_bytes(content.tobytes())
+    partial.replace(path)
