@@ -3,10 +3,11 @@
   python -m vlp_jax.train --config=configs/lit.py --workdir=runs/lit \
     --config.data.source.path=pairs.jsonl
 
-The image tower is not trained and has no projection: it wants `--config.init`. ViT-B/16
-and BERT-base, or `:L16` with BERT-large. README_lit.md of big_vision: zero-shot
-ImageNet 73.9 (B16B_2, 60,000 steps) and 75.7 (L16L); COCO image retrieval R@1 31.8 and
-31.2, text 51.5 and 48.5. `:tiny`: seconds on a CPU, on an untrained image tower.
+The image tower, AugReg's ViT-B/16, is not trained and has no projection; the text tower
+starts from BERT-base; `:L16` has L/16 and BERT-large. --config.init.image.path says
+where the file is. README_lit.md of big_vision: zero-shot ImageNet 73.9 (B16B_2, 60,000
+steps) and 75.7 (L16L); COCO image retrieval R@1 31.8 and 31.2, text 51.5 and 48.5.
+`:tiny`: seconds on a CPU, on an untrained image tower.
 Recalled, not read again: batch, steps, lr and decay of section 5. Departure: AdamW
 where the paper has Adafactor with momentum; warm-up of big_vision's siglip_lit_coco.py.
 """
@@ -19,7 +20,12 @@ def get_config(arg=""):
   name, res, batch = ("tiny", 32, 16) if tiny else ("L" if large else "B", 224, 16_384)
   c = parts.base(seed=0, batch_size=batch, total="8 steps" if tiny else "55000 steps")
   c.tokenizer = dict(type="wordpiece", path="bert-base-uncased", length=16)
-  image = parts.size(name, type="vit", patch=16, res=res)
+  # big_vision configs/proj/image_text/common.py `inits`.
+  bert, aug = ("large", "strong1") if large else ("base", "medium1")
+  path = f"{name}_16-i21k-300ep-lr_0.001-aug_{aug}-wd_0.1-do_0.0-sd_0.0.npz"
+  text = dict(type="hf_bert", path=f"bert-{bert}-uncased")
+  c.init = None if tiny else dict(image=dict(type="augreg", path=path), text=text)
+  image = parts.size(name, type="vit", patch=16, res=res, act="gelu_tanh")
   c.model = dict(
     image=image,
     text=parts.size(name, type="text", length=512),

@@ -8,6 +8,7 @@ GCC, SBU, COCO and VG on 8 A100, eight days; VQA test-dev 77.68, zero-shot retri
 R@1 of Flickr30k 90.9 text, 79.6 image. Numbers: zdou0830/METER meter/config.py
 task_mlm_itm_clip_bert, and README.md (clip16 text_roberta image_size=288). `:bert` has
 BERT for RoBERTa, and masks whole words; `:tiny` is the method in seconds on a CPU.
+It starts from OpenAI's ViT-B-16.pt and RoBERTa: --config.init.image.path says where.
 
 Departures: negative images come from the batch, the official ones from all data.
 """
@@ -38,14 +39,14 @@ def get_config(arg=""):
   kind = "wordpiece" if bert else "byte_level"
   path = "bert-base-uncased" if bert else "roberta-base"
   c.tokenizer = dict(type=kind, path=path, length=50)
+  towers = dict(image=parts.CLIP_IMAGE, text=dict(type="hf_bert", path=path))
+  c.init = None if tiny else towers
   c.data = dict(source=dict(type="table", path="data/pairs.jsonl"))
   c.data.pp = f"decode|resize_shorter({res})|center_crop({res})"
   c.optim = dict(lr=1e-5, b2=0.98, weight_decay=0.01, schedule="linear")
   # By names, the official code spares torch's norms, but not those of CLIP.
   c.optim.undecayed = r"(^|/)bias$|^(?!model/image/).*/scale$"
-  c.optim.multipliers = (
-    ("^model/fusion/type", 1.0),
-    ("^model/fusion|^objectives", 5.0),
-  )
+  types, heads = ("^model/fusion/type", 1.0), ("^model/fusion|^objectives", 5.0)
+  c.optim.multipliers = (types, heads)
   c.optim.warmup = "1 step" if tiny else "10%"
   return parts.on_scenes(c, 48) if tiny else c

@@ -36,6 +36,14 @@ DEIT_AND_BERT = dict(
   ),
 )
 
+# The image tower that METER starts from: OpenAI's file, whose last layer is left out.
+CLIP_IMAGE = dict(
+  type="clip",
+  path="ViT-B-16.pt",
+  into="model/image",
+  skip=(r"visual\.transformer\.resblocks\.11\..*",),
+)
+
 
 def base(**fields):
   """A config with the given fields and nothing else: defaults live in the code."""
@@ -50,14 +58,17 @@ def size(name, **fields):
   return dict(width=width, depth=depth, num_heads=heads, mlp_dim=mlp) | fields
 
 
-def on_scenes(config, res, task="pairs"):
-  """The config with scenes as its data, a vocabulary of theirs, and a fresh start."""
+def on_scenes(config, res, task="pairs", **fields):
+  """The config with scenes as its data, a vocabulary of theirs, and a fresh start.
+
+  fields: of data/sources/scenes.py.
+  """
   if "init" in config:
     del config.init
   length = config.tokenizer.length
   recipe = dict(vocab_size=256, model_type="bpe")
   config.tokenizer = dict(type="sentencepiece", length=length, train=recipe)
-  config.data.source = dict(type="scenes", size=300, res=res, task=task)
+  config.data.source = dict(type="scenes", size=300, res=res, task=task, **fields)
   return config
 
 
@@ -207,23 +218,31 @@ def clip(image, *, patch, res, text, embed_dim, act="gelu"):
   where they end a branch of the text tower.
 
   Args:
-    image: name of a size. patch, res: in pixels.
+    image: name of a size, or blocks of the four stages of a residual network.
+    patch, res: in pixels; of a residual network its first stage's channels, and pixels.
     text: (width, depth); heads are of 64.
     embed_dim: of the shared space.
     act: "quick_gelu" is OpenAI's, "gelu" open_clip's where it does not say so.
   """
   both = dict(act=act, norm_eps=1e-5, init_std=None)
-  vit = dict(type="vit", patch=patch, res=res, norm_pre=True, patch_bias=False)
   width, depth = text
+  if isinstance(image, str):
+    vit = dict(type="vit", patch=patch, res=res, norm_pre=True, patch_bias=False)
+    tower, more = size(image, **vit, **both), {}
+  else:
+    # What pools projects as well. Heads are of 64: the last map has 32 times `patch`.
+    tower = dict(type="resnet", width=embed_dim, blocks=image, channels=patch, res=res)
+    tower, more = tower | dict(num_heads=patch // 2), dict(project=("text",))
   words = dict(width=width, depth=depth, num_heads=-(-width // 64), mlp_dim=4 * width)
   words |= dict(type="text", types=0, norm="pre", attention="causal", pool="last")
   return dict(
-    image=size(image, **vit, **both),
+    image=tower,
     text=words | both,
     embed_dim=embed_dim,
     scale="log_scale",
     temperature=0.07,
     project_bias=False,
+    **more,
   )
 
 

@@ -32,6 +32,7 @@ IMPORTS = {
 ENTRY = {
   "__init__",
   "__main__",
+  "bench",
   "build",
   "card",
   "cli",
@@ -39,6 +40,8 @@ ENTRY = {
   "evaluate",
   "feeds",
   "loop",
+  "plan",
+  "planning",
   "report",
   "train",
 }

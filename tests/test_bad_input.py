@@ -136,6 +136,22 @@ WRONG = {
     ["ema_decay=None"],
     ["config: objectives.itc.queue wants a teacher: set ema_decay"],
   ),
+  "negatives from other microbatches": (
+    ["accumulate=2"],
+    ["config: objectives.itm.group=None: negatives are drawn among", "to 8 or another"],
+  ),
+  "microbatches that the batch does not make": (
+    ["accumulate=3"],
+    ["config: accumulate=3: batch_size=16 does not make so many microbatches"],
+  ),
+  "a stream of one microbatch": (
+    ["accumulate_stream=True"],
+    ["config: accumulate_stream=True streams microbatches, but accumulate=1"],
+  ),
+  "a tile of nothing": (
+    ["objectives.itc.backend='ring'", "objectives.itc.tile=0"],
+    ["objectives.itc.tile=0: want 1 or more"],
+  ),
   "images of another size than the model's": (
     ["data.pp='decode|resize(64)'"],
     ["image is uint8[64, 64, 3], but the model takes uint8[24, 24, 3]"]

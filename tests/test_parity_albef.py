@@ -126,6 +126,7 @@ def forward(self, batch, ema, drawn, alpha_step):
   everywhere = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
   read = objectives["mlm"]._read
   pairs_image, pairs_text = objectives["itm"].pairs(enc, *mined)
+  fused = model.fuse(pairs_image, pairs_text).x
   arrays = {
     "loss_mlm": loss_mlm.value(),
     "loss_ita": loss_itc.value(),
@@ -143,6 +144,8 @@ def forward(self, batch, ema, drawn, alpha_step):
     "fusion_pos": model.fuse(enc.image, enc.text).x,
     "fusion_mlm": model.fuse(enc.image, model.encode_text(ids, mask)).x,
     "itm_logits": objectives["itm"].logits(model, pairs_image, pairs_text),
+    "fusion_neg": fused[len(ids) :],
+    "vl_embeddings": fused[:, 0],
     "mlm_logits": read(ask.Live(), model, enc.image, ids, mask, everywhere),
     "mlm_logits_m": read(teacher, model, teacher.enc.image, ids, mask, everywhere),
   }
@@ -203,7 +206,8 @@ def expected():
   "name",
   "loss_mlm loss_ita loss_itm loss_total loss_i2t loss_t2i image_embeds text_embeds"
   " image_embeds_m text_embeds_m image_feat text_feat image_feat_m text_feat_m"
-  " fusion_pos fusion_mlm itm_logits mlm_logits mlm_logits_m".split(),
+  " fusion_pos fusion_neg fusion_mlm vl_embeddings itm_logits mlm_logits"
+  " mlm_logits_m".split(),
 )
 def test_first_step(official, expected, name):
   got = official[1]["arrays"][name]
@@ -215,36 +219,56 @@ def test_second_step(official, expected, name):
   close(official[2]["arrays"][name], expected[f"step2_{name}"], name)
 
 
-def test_negative_pairs_in_the_official_order(official, expected):
-  """`fusion_neg` and `vl_embeddings`: first (text, its negative image), then …"""
-  got = official[1]["arrays"]["itm_logits"]
-  assert got.shape == expected["itm_logits"].shape == (12, 2)
+def check_contrast(arrays, temp, queues, expected, *, hard, alpha, added=0.0):
+  """Similarities, soft targets and the weights that negatives are drawn by.
 
-
-def test_similarities_targets_and_sampling_weights(official, expected):
-  arrays = official[1]["arrays"]
-  inputs_queue = load(REFERENCE / "weights.safetensors").memory["objectives_itc"]
-  temp = load(REFERENCE / "weights.safetensors").params["model"]["temp"]
-  text_all = np.concatenate([arrays["text_feat_m"], inputs_queue["text_queue"]])
-  image_all = np.concatenate([arrays["image_feat_m"], inputs_queue["image_queue"]])
+  Args:
+    arrays: embeddings of the model, and with "_m" of its teacher.
+    queues: memory of ITC before the step.
+    hard: float [B, B + Q], the targets that are softened by `alpha`.
+    added: to each weight of a negative (BLIP's pretraining: 1e-4, which ours leaves
+      out). None: the weights are of live embeddings alone (BLIP's retrieval).
+  """
+  text_all = np.concatenate([arrays["text_feat_m"], queues["text_queue"]])
+  image_all = np.concatenate([arrays["image_feat_m"], queues["image_queue"]])
   sims = {
     "sim_i2t": arrays["image_feat"] @ text_all.T / temp,
     "sim_t2i": arrays["text_feat"] @ image_all.T / temp,
     "sim_i2t_m": arrays["image_feat_m"] @ text_all.T / temp,
     "sim_t2i_m": arrays["text_feat_m"] @ image_all.T / temp,
   }
-  for name, value in sims.items():
-    close(value, expected[name], name)
-  hard = np.eye(*expected["sim_i2t"].shape, dtype=np.float32)
+  for name in sims.keys() & expected.keys():
+    close(sims[name], expected[name], name)
+  batch = len(hard)
+  same = hard[:, :batch] > 0
   for way in ("i2t", "t2i"):
-    soft = contrastive.soften(hard, sims[f"sim_{way}_m"], ALPHAS[1])
+    soft = contrastive.soften(hard, sims[f"sim_{way}_m"], alpha)
     close(soft, expected[f"sim_{way}_targets"], way)
+    logits, weights = sims[f"sim_{way}"][:, :batch], expected[f"weights_{way}"]
+    if added is None:
+      both = (arrays["image_feat"], arrays["text_feat"])
+      rows, columns = both if way == "i2t" else both[::-1]
+      logits = rows @ columns.T / temp
+    if added:
+      drawn = np.where(same, 0.0, jax.nn.softmax(logits, axis=1) + added)
+      close(drawn, weights, way)
+      continue
     # The official weights are a softmax with its diagonal set to zero; ours is the
     # categorical over the same logits: equal once normalised.
-    batch = len(hard)
-    logits = np.where(np.eye(batch, dtype=bool), -np.inf, sims[f"sim_{way}"][:, :batch])
-    weights = expected[f"weights_{way}"]
-    close(jax.nn.softmax(logits, axis=1), weights / weights.sum(1, keepdims=True), way)
+    drawn = jax.nn.softmax(np.where(same, -np.inf, logits), axis=1)
+    close(drawn, weights / weights.sum(1, keepdims=True), way)
+
+
+def test_similarities_targets_and_sampling_weights(official, expected):
+  loaded = load(REFERENCE / "weights.safetensors")
+  check_contrast(
+    official[1]["arrays"],
+    loaded.params["model"]["temp"],
+    loaded.memory["objectives_itc"],
+    expected,
+    hard=np.eye(*expected["sim_i2t"].shape, dtype=np.float32),
+    alpha=ALPHAS[1],
+  )
 
 
 def test_all_gradients(official):

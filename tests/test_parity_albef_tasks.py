@@ -31,6 +31,7 @@ from vlp_jax.objectives import classify
 from vlp_jax.objectives import itc
 from vlp_jax.objectives import itm
 from vlp_jax.objectives import vqa
+from vlp_jax.ops import contrastive
 from vlp_jax.ops import metrics
 from vlp_jax.ops import tree
 from vlp_jax.training import step as step_lib
@@ -188,6 +189,8 @@ def retrieval_forward(self, batch, ema, drawn):
     "loss_itm": loss_itm.value(),
     "image_feat": enc.zimg,
     "text_feat": enc.ztxt,
+    "image_feat_m": teacher.enc.zimg,
+    "text_feat_m": teacher.enc.ztxt,
     "vl_output": objectives["itm"].logits(model, images, texts),
   }
   return loss_itc.value() + loss_itm.value(), arrays
@@ -241,6 +244,23 @@ def test_retrieval_queues(fine_tuned):
   close(memory["text_queue"].T, expected["post/text_queue"])
   np.testing.assert_array_equal(memory["id_queue"], expected["post/idx_queue"][0])
   assert memory["ptr"] == expected["post/queue_ptr"][0]
+
+
+def test_retrieval_similarities_targets_and_sampling_weights(fine_tuned):
+  """Images of one id are each other's positives, in the batch and in the queue."""
+  official = OFFICIAL["retrieval"]
+  params, _, memory = official.loaded
+  queues, ids = memory["objectives_itc"], official.inputs["idx"]
+  hard = contrastive.positives(ids, np.concatenate([ids, queues["id_queue"]]))
+  close(hard, official.expected["sim_targets"])
+  test_parity_albef.check_contrast(
+    fine_tuned[1],
+    params["model"]["temp"],
+    queues,
+    official.expected,
+    hard=np.asarray(hard),
+    alpha=official.config["alpha"],
+  )
 
 
 def test_retrieval_negatives_are_never_of_the_same_image(fine_tuned):

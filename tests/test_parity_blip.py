@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import test_parity_albef
 from vlp_jax import pretrainer as pretrainer_lib
 from vlp_jax.interop import blip
 from vlp_jax.interop import reader
@@ -207,6 +208,20 @@ def test_pretraining(official, name):
   close(official["arrays"][name], arrays("blip_pretrain", "expected")[name], name)
 
 
+def test_similarities_targets_and_sampling_weights(official):
+  expected = arrays("blip_pretrain", "expected")
+  loaded = blip.load(REFERENCE / "blip_pretrain" / "weights.safetensors", **HEADS)
+  test_parity_albef.check_contrast(
+    official["arrays"],
+    loaded.params["model"]["temp"],
+    loaded.memory["objectives_itc"],
+    expected,
+    hard=np.eye(*expected["sim_i2t"].shape, dtype=np.float32),
+    alpha=sizes("blip_pretrain")["alpha"],
+    added=1e-4,
+  )
+
+
 def test_all_gradients_of_pretraining(official):
   theirs = reader.load(REFERENCE / "blip_pretrain" / "grads_all.safetensors")
   assert len(theirs) == 154
@@ -242,7 +257,8 @@ def caption(self, batch):
   enc = pretrainer_lib.Encoded(image, None, None, None, None, jnp.int32(0))
   loss, _ = self.objectives["lm"](self.model, enc, batch)
   ids, mask = batch["text"], batch["text_mask"]
-  return loss.value(), self.objectives["lm"].logits(self.model, image, ids, mask)
+  logits = self.objectives["lm"].logits(self.model, image, ids, mask)
+  return loss.value(), (logits, image.x)
 
 
 def test_captioner():
@@ -254,8 +270,9 @@ def test_captioner():
     loss = lambda p: module.apply({"params": p}, batch, method=caption)
     return jax.value_and_grad(loss, has_aux=True)(params)
 
-  (loss, logits), grads = run(params)
+  (loss, (logits, image)), grads = run(params)
   expected = arrays("blip_caption", "expected")
+  close(image, expected["image_embeds"])
   close(loss, expected["loss_lm"])
   close(logits, expected["logits"])
   theirs = reader.load(REFERENCE / "blip_caption" / "grads_all.safetensors")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import test_parity_albef
 from tests import test_parity_blip as blip_test
 from vlp_jax import pretrainer as pretrainer_lib
 from vlp_jax.interop import blip
@@ -24,6 +25,7 @@ from vlp_jax.objectives import classify
 from vlp_jax.objectives import itc
 from vlp_jax.objectives import itm
 from vlp_jax.objectives import vqa
+from vlp_jax.ops import contrastive
 from vlp_jax.ops import decode
 from vlp_jax.ops import tree
 
@@ -89,7 +91,7 @@ def test_retrieval():
     model,
     dict(
       itc=itc.Objective(queue=size["queue_size"], distill=size["alpha"]),
-      itm=itm.Objective(width=model.text.width),
+      itm=itm.Objective(width=model.text.width, mined_by="live"),
     ),
     dict(itc=1.0, itm=1.0),
   )
@@ -107,6 +109,8 @@ def test_retrieval():
       "loss_itm": loss.value(),
       "image_feat": enc.zimg,
       "text_feat": enc.ztxt,
+      "image_feat_m": teacher.enc.zimg,
+      "text_feat_m": teacher.enc.ztxt,
       "vl_output": matching.logits(self.model, *matching.pairs(enc, *mined)),
     }
     return ita.value() + loss.value(), named
@@ -114,8 +118,20 @@ def test_retrieval():
   (_, (named, new)), grads = run(
     module, params, batch, forward, ema, mined, memory=memory
   )
-  for name, value in named.items():
-    close(value, expected[name], name)
+  for name in named.keys() & expected.keys():
+    close(named[name], expected[name], name)
+  before, ids = memory["objectives_itc"], inputs["idx"]
+  hard = contrastive.positives(ids, np.concatenate([ids, before["id_queue"]]))
+  close(hard, expected["sim_targets"])
+  test_parity_albef.check_contrast(
+    named,
+    params["model"]["temp"],
+    before,
+    expected,
+    hard=np.asarray(hard),
+    alpha=size["alpha"],
+    added=None,
+  )
   check_gradients("retrieval", grads)
   queue = new["memory"]["objectives_itc"]
   close(queue["image_queue"].T, expected["post/image_queue"])
@@ -184,14 +200,20 @@ def test_vqa():
   inputs, expected = inputs_of("vqa"), expected_of("vqa")
   params = loaded("vqa")[0]
   batch = questions(inputs)
+  _, count, length = batch["answer"].shape
 
   def forward(self, batch):
     enc = pretrainer_lib.encode(self.model, ask.Live(), batch, jnp.int32(0))
-    loss, _ = self.objectives["vqa"](self.model, enc, batch)
-    return loss.value(), self.model.fuse(enc.image, enc.words).x
+    head = self.objectives["vqa"]
+    loss, _ = head(self.model, enc, batch)
+    rows = [batch[name].reshape(-1, length) for name in ("answer", "answer_mask")]
+    logp = head._read(ask.Live(), self.model, enc, *rows, count)
+    each = head._next_words(logp, *rows)[0]
+    return loss.value(), (self.model.fuse(enc.image, enc.words).x, each)
 
-  (loss, (states, _)), grads = run(answering(), params, batch, forward)
+  (loss, ((states, each), _)), grads = run(answering(), params, batch, forward)
   close(loss, expected["loss"])
+  close(each[batch["answer_weight"].ravel() > 0], expected["per_answer_loss"])
   close(states, expected["question_states"])
   check_gradients("vqa", grads)
 

@@ -112,11 +112,25 @@ def siglip_spec():
   )
 
 
-def run(spec, words, objective, params, image, ids, mask, grids=None):
+def run(
+  spec,
+  words,
+  objective,
+  params,
+  image,
+  ids,
+  mask,
+  grids=None,
+  *,
+  memory=None,
+  gradients=True,
+):
   """Arrays of a forward pass, and the gradients of the loss, of a dual encoder.
 
-  image: [B, 3, R, R], or with grids [B, 2] rows of patches.
+  image: [B, 3, R, R], or with grids [B, 2] rows of patches. memory: of its layers.
+  gradients: or without.
   """
+  kept = {"memory": memory} if memory else {}
   model = build.model(spec, vocab=vocab(words), length=ids.shape[1])
   whole = pretrainer_lib.Pretrainer(model, dict(itc=objective), dict(itc=1.0))
   params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
@@ -145,8 +159,11 @@ def run(spec, words, objective, params, image, ids, mask, grids=None):
     )
 
   def loss(params):
-    return whole.apply({"params": params}, batch, method=forward)
+    return whole.apply({"params": params} | kept, batch, method=forward)
 
+  if not gradients:
+    value, arrays = jax.jit(loss)(params)
+    return types.SimpleNamespace(loss=value, **arrays)
   (value, arrays), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
   grads = jax.tree.map(np.asarray, grads)
   return types.SimpleNamespace(loss=value, grads=grads, **arrays)

@@ -7,6 +7,7 @@ array's largest value, as for ALBEF: both sides are float32.
 
 import dataclasses
 import functools
+import io
 import json
 import pathlib
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from vlp_jax import pretrainer as pretrainer_lib
+from vlp_jax.data import pp
 from vlp_jax.data import regions as regions_data
 from vlp_jax.interop import formats
 from vlp_jax.interop import reader
@@ -133,13 +135,18 @@ def batch_of(tag):
   )
 
 
+def rows_of(features, places):
+  """As `data/regions.py` puts them together: all regions are there."""
+  return jnp.concatenate([features, places, jnp.ones_like(places[..., :1])], axis=-1)
+
+
 def forward(self, batch):
   """(the loss, what the stream and the head make of the batch)."""
   net, head = self.model, self.objectives["mlm"]
   inputs = arrays("inputs")
   places = jnp.asarray(inputs["vis_pe_f16"], jnp.float32)
   features = jnp.asarray(inputs["vis_feats"])
-  image = net.image(features, places, hidden=~batch["kept"])
+  image = net.image(rows_of(features, places), hidden=~batch["kept"])
   text = net.encode_text(batch["ids"], batch["mask"])
   enc = pretrainer_lib.Encoded(image, text, text, None, None, jnp.int32(0))
   causal = batch["causal"]
@@ -216,6 +223,29 @@ def test_raw_boxes_become_places():
   close(regions_data.places(boxes, classes.astype(np.float32))[: len(want)], want)
 
 
+def test_a_file_of_regions_becomes_what_the_official_loader_makes():
+  """From the .npz of an image to rows of a batch, by the word of configs/vlp.py."""
+  inputs, want = arrays("inputs"), arrays("expected")["raw0/vis_pe"]
+  boxes, classes = inputs["raw0/bbox"], inputs["raw0/cls_prob_f16"]
+  classes = np.concatenate([classes, np.tile(classes[:1], (REGIONS - len(want), 1))])
+  looks = inputs["vis_feats"][0]
+  file = io.BytesIO()
+  np.savez(
+    file,
+    features=looks,
+    boxes=boxes[:, :4],
+    size=np.array([640, 480]),
+    soft_labels=classes,
+    conf=boxes[:, 5],
+  )
+  op = pp.parse(f"regions(100, 'vlp', features={looks.shape[1]}, fewest=100)")
+  rows = op({"image": file.getvalue(), "caption": "x"}, None)["image"]
+  found = regions.split(rows[None], looks.shape[1], SIZE["vis_pe_dim"], 0)
+  np.testing.assert_array_equal(found.features[0], looks)
+  close(found.places[0, : len(want)], want)
+  assert found.mask.all()
+
+
 WRITERS = {
   "greedy": dict(beams=1),
   "beam3": dict(beams=3),
@@ -230,7 +260,7 @@ def test_captions(name):
 
   def write(self, features, places, start):
     net, head = self.model, self.objectives["mlm"]
-    image = net.image(features, places)
+    image = net.image(rows_of(features, places))
     image = jax.tree.map(lambda x: jnp.repeat(x, options["beams"], axis=0), image)
     following = lambda ids, at: head.next_logits(net, image, ids, at)
     return beam.generate(following, start, **options)

@@ -37,10 +37,11 @@ class Vocab:
 VOCAB = Vocab()
 
 
-def model(*, width=16, depth=2, dtype="float32", **fields):
+def model(*, width=16, depth=2, dtype="float32", dropout=0.0, **fields):
   """16-pixel images in patches of 8, text of up to 10 tokens."""
   # Kernels of 0.02 would make all tokens alike at this width.
   sizes = dict(depth=depth, num_heads=2, mlp_dim=32, dtype=dtype, init_std=None)
+  sizes |= dict(dropout=dropout)
   shared = {k: v for k, v in fields.items() if k in ("backend", "remat", "unroll")}
   rest = {k: v for k, v in fields.items() if k not in shared}
   return vlm.VLM(
@@ -52,14 +53,14 @@ def model(*, width=16, depth=2, dtype="float32", **fields):
   )
 
 
-def albef(*, queue=16, distill=0.4, **fields):
+def albef(*, queue=16, distill=0.4, backend="plain", tile=3, **fields):
   """The three objectives of ALBEF over `model(**fields)`."""
   built = model(**fields)
   width = built.text.width
   return pretrainer_lib.Pretrainer(
     built,
     dict(
-      itc=itc.Objective(queue=queue, distill=distill),
+      itc=itc.Objective(queue=queue, distill=distill, backend=backend, tile=tile),
       itm=itm.Objective(width=width),
       mlm=mlm.Objective(vocab=VOCAB, width=width, rate=0.3, distill=distill),
     ),

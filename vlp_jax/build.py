@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
+import functools
 import inspect
 import itertools
 import pathlib
@@ -24,12 +25,14 @@ from vlp_jax.data import pp
 from vlp_jax.data import turns as turns_lib
 from vlp_jax.data.tokenizers import sentencepiece
 from vlp_jax.models import vlm
+from vlp_jax.training import accumulate
 from vlp_jax.training import distributed
 from vlp_jax.training import guard as guard_lib
 from vlp_jax.training import optim as optim_lib
 from vlp_jax.training import preemption as preemption_lib
 from vlp_jax.training import sharding as sharding_lib
 from vlp_jax.training import step as step_lib
+from vlp_jax.training import stepping as stepping_lib
 
 # Fields of the whole model that its towers share, unless they name their own.
 SHARED = ("backend", "dtype", "remat", "unroll")
@@ -193,10 +196,12 @@ def pretrainer(
   width = pooled_width = built.text.width
   if built.fusion is not None:
     width, pooled_width = built.fusion.widths(width)
-  objectives, weights, kinds = {}, {}, {}
+  objectives, weights, shares, kinds = {}, {}, {}, {}
   for name, spec in config.objectives.items():
     spec = dict(spec)
     weights[name] = float(spec.pop("weight", 1.0))
+    if "share" in spec:
+      shares[name] = _share(spec.pop("share"), name)
     if "kind" in spec:
       kinds[name] = spec.pop("kind")
     objectives[name] = component(
@@ -210,7 +215,18 @@ def pretrainer(
     _check_teacher(name, spec, config.ema_decay)
   if not objectives:
     raise ValueError("config: objectives is empty: name at least one, e.g. itc.")
-  return pretrainer_lib.Pretrainer(built, objectives, weights, kinds)
+  return pretrainer_lib.Pretrainer(
+    built, objectives, weights, shares=shares, kinds=kinds
+  )
+
+
+def _share(share, name):
+  if not share > 0:
+    raise ValueError(
+      f"config: objectives.{name}.share={share}: want more than 0; to leave the"
+      f" objective out, say objectives.{name}=None."
+    )
+  return float(share)
 
 
 def _check_teacher(name, spec, ema_decay):
@@ -229,7 +245,8 @@ class Job:
 
   Attributes:
     config: checked. workdir: where the run keeps everything.
-    source, tokenizer: of the training data. time: turns durations into steps.
+    source, tokenizer: of the training data; None where only shapes are asked for.
+    time: turns durations into steps.
     pretrainer: model and objectives.
     mesh, sharding: where arrays live.
     tx, schedule: the optimiser and its learning rate.
@@ -239,7 +256,7 @@ class Job:
   """
 
   config: config_lib.Run
-  workdir: epath.Path
+  workdir: epath.Path | None
   source: Any
   tokenizer: Any
   time: Clock
@@ -269,6 +286,93 @@ class Job:
       sharding=self.sharding,
     )
 
+  @property
+  def layout(self) -> accumulate.Layout:
+    """The microbatches of a step.
+
+    Raises:
+      ValueError: `config.accumulate` cannot be had.
+    """
+    return accumulate.layout(
+      self.pretrainer.objectives,
+      batch_size=self.config.batch_size,
+      count=self.config.accumulate,
+      parts=sharding_lib.batch_parts(self.mesh),
+    )
+
+
+def stepping(job: Job) -> stepping_lib.Whole | stepping_lib.Streamed:
+  """The train step, as the run takes it."""
+  given = (job.pretrainer, job.tx)
+  how = dict(
+    seed=job.config.seed, ema_decay=job.config.ema_decay, schedule=job.schedule
+  )
+  where = (job.abstract_state(), job.batch, job.mesh)
+  judged = functools.partial(guard_lib.guarded, guard=job.guard, schedule=job.schedule)
+  if job.config.accumulate == 1:
+    return stepping_lib.Whole(judged(step_lib.make_train_step(*given, **how)), *where)
+  reads = pretrainer_lib.ACROSS
+  stages = accumulate.make_stages(*given, layout=job.layout, reads=reads, **how)
+  if job.config.accumulate_stream:
+    return stepping_lib.Streamed(stages.judged(judged), *where)
+  return stepping_lib.Whole(judged(accumulate.make_train_step(stages)), *where)
+
+
+def rows(job: Job) -> dict[str, Any]:
+  """The rows of a batch that this process reads, and in which pieces.
+
+  They are arguments of `pipeline.train_batches`.
+
+  Raises:
+    ValueError: a microbatch would have rows of other processes, or a teacher's update
+      could not be taken back.
+  """
+  size, layout = job.config.batch_size, job.layout
+  mine = sharding_lib.local_rows(size, job.mesh)
+  if not job.config.accumulate_stream:
+    return dict(rows=mine)
+  if jax.process_count() > 1 and layout.parts != sharding_lib.batch_parts(job.mesh):
+    raise ValueError(
+      "config: accumulate_stream=True: neighbours that have to stay together"
+      " (objectives.itm.group) lie on several devices, which several processes cannot"
+      " stream: choose a smaller group, or lower accumulate."
+    )
+  if job.guard.decides and job.has_teacher:
+    raise ValueError(
+      "config: accumulate_stream=True moves the teacher (ema_decay) before the guard"
+      ' can judge a step: say guard.nonfinite="stop" and guard.spike=None, or'
+      " accumulate_stream=False."
+    )
+  runs = len(mine) * layout.parts // size
+  return dict(rows=mine, pieces=layout.count, runs=runs)
+
+
+def _check_accumulates(job):
+  """That a step can be had by microbatches, where the config wants it."""
+  if job.config.accumulate == 1:
+    return
+  if job.turns is not None:
+    raise ValueError(
+      f"config: accumulate={job.config.accumulate}: a run over several kinds of data"
+      f" ({', '.join(job.feeds)}) takes whole batches: set accumulate=1."
+    )
+  if job.pretrainer.shares:
+    raise ValueError(
+      f"config: accumulate={job.config.accumulate}: objectives with a share"
+      f" ({', '.join(job.pretrainer.shares)}) are drawn for a whole batch: set"
+      " accumulate=1."
+    )
+  if job.abstract_state().memory.get("model"):
+    raise ValueError(
+      f"config: accumulate={job.config.accumulate}: model.image keeps statistics of the"
+      " whole batch (batch norm): set accumulate=1."
+    )
+
+
+def programs(job: Job) -> list[stepping_lib.Program]:
+  """All that a step of the run compiles, with the shapes it is called with."""
+  return stepping(job).programs
+
 
 def job(config: config_lib.Run, workdir: epath.Path) -> Job:
   """Checks a config as a whole, and builds what it names.
@@ -278,50 +382,86 @@ def job(config: config_lib.Run, workdir: epath.Path) -> Job:
       anything is compiled.
   """
   config_lib.check(config)
-  guard = guard_lib.Guard(**config.guard)
-  preemption = preemption_lib.Preemption(**config.preemption)
-  sharding = sharding_lib.Sharding(**config.sharding)
-  mesh = sharding_lib.make_mesh(sharding)
+  mesh = sharding_lib.make_mesh(sharding_lib.Sharding(**config.sharding))
   sharding_lib.check_batch(config.batch_size, mesh)
   train_source = source(config.data.source)
   words = tokenizer(config.tokenizer, train_source, workdir)
-  time = clock(config, len(train_source))
-  trained = pretrainer(config, vocab=words.vocab, length=words.length, time=time)
-  turns = feeds_lib.turns(config)
+  built = shapes(
+    config, mesh, vocab=words.vocab, length=words.length, examples=len(train_source)
+  )
+  rows(built)  # checked now, before anything is compiled
   sources = {config_lib.PAIRS: train_source}
   for name, spec in config.data.kinds.items():
     sources[name] = source(spec["source"], f"data.kinds.{name}.source")
-  fed = feeds_lib.feeds(config, sources, trained)
-  batch = specs(fed, trained, words.length)
+    sharding_lib.check_batch(built.feeds[name].batch_size, mesh)
+  return dataclasses.replace(
+    built,
+    workdir=workdir,
+    source=train_source,
+    tokenizer=words,
+    feeds=feeds_lib.feeds(config, sources, built.pretrainer),
+  )
+
+
+def shapes(
+  config: config_lib.Run,
+  mesh: jax.sharding.Mesh,
+  *,
+  vocab: Any,
+  length: int,
+  examples: int,
+) -> Job:
+  """The job of a run without its data: what `plan` compiles.
+
+  Args:
+    mesh: perhaps of devices that are not here.
+    vocab, length: of the tokenizer. examples: an epoch.
+  """
+  trained, batch, time = trained_on(
+    config, vocab=vocab, length=length, examples=examples
+  )
+  optim = component("", config.optim, "optim", default=OPTIM, time=time)
+  _check_frozen(trained.model, optim)
+  params = step_lib.abstract_params(trained, batch)
+  tx, schedule = optim_lib.make(optim, params, total_steps=time.total)
+  made = Job(
+    config=config,
+    workdir=None,
+    source=None,
+    tokenizer=None,
+    time=time,
+    pretrainer=trained,
+    mesh=mesh,
+    sharding=sharding_lib.Sharding(**config.sharding),
+    tx=tx,
+    schedule=schedule,
+    guard=guard_lib.Guard(**config.guard),
+    preemption=preemption_lib.Preemption(**config.preemption),
+    batch=batch,
+    feeds=feeds_lib.feeds(config, {}, trained),
+    turns=feeds_lib.turns(config),
+  )
+  _check_accumulates(made)
+  return made
+
+
+def trained_on(
+  config: config_lib.Run, *, vocab: Any, length: int, examples: int
+) -> tuple[pretrainer_lib.Pretrainer, dict[str, Any], Clock]:
+  """Model and objectives, a global batch of theirs, and the clock of the run."""
+  time = clock(config, examples)
+  trained = pretrainer(config, vocab=vocab, length=length, time=time)
+  fed = feeds_lib.feeds(config, {}, trained)
+  turns = feeds_lib.turns(config)
+  batch = specs(fed, trained, length)
   for name, feed in fed.items():
-    sharding_lib.check_batch(feed.batch_size, mesh)
     if feed.holds != "texts" and pp.leaves_sizes(feed.pp):
       _check_takes_sizes(trained.model.image, grids=pp.leaves_grids(feed.pp))
       part = batch if turns is None else batch[name]
       sized = [key for key in ("image", "image2") if key in part]
       sizes = jax.ShapeDtypeStruct((feed.batch_size, 2), np.int32)
       part |= {f"{key}_size": sizes for key in sized}
-  optim = component("", config.optim, "optim", default=OPTIM, time=time)
-  _check_frozen(trained.model, optim)
-  params = step_lib.abstract_params(trained, batch)
-  tx, schedule = optim_lib.make(optim, params, total_steps=time.total)
-  return Job(
-    config=config,
-    workdir=workdir,
-    source=train_source,
-    tokenizer=words,
-    time=time,
-    pretrainer=trained,
-    mesh=mesh,
-    sharding=sharding,
-    tx=tx,
-    schedule=schedule,
-    guard=guard,
-    preemption=preemption,
-    batch=batch,
-    feeds=fed,
-    turns=turns,
-  )
+  return trained, batch, time
 
 
 def specs(
@@ -368,13 +508,14 @@ OPTIM = "vlp_jax.training.optim:Optim"
 
 def batch_spec(
   batch_size: int,
-  res: int,
+  res: int | tuple[int, ...],
   length: int,
   objectives: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """What a global batch looks like on the device, with what the objectives want."""
+  shape, dtype = columns_lib.image(res)
   shapes = dict(
-    image=((batch_size, res, res, 3), np.uint8),
+    image=((batch_size, *shape), np.dtype(dtype)),
     text=((batch_size, length), np.int32),
     text_mask=((batch_size, length), np.bool_),
     image_id=((batch_size,), np.int32),
@@ -419,6 +560,11 @@ def _check_batch(first, specs):
       hint = ""
       if key == "image":
         hint = " config.data.pp decides its size, model.image.res what the model takes."
+        if pp.leaves_regions(job.config.data.pp):
+          hint = (
+            " Numbers of a region: regions(most, layout, features, classes) of data.pp"
+            " must be as model.image's regions, places, features and classes."
+          )
       raise ValueError(
         f"config: data: an example's {key} is {got}, but the model takes {want}.{hint}"
       )

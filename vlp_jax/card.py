@@ -55,6 +55,7 @@ class Card:
 
   Attributes:
     title, paper, code, hardware: lines. vocabulary, examples: what the data brings.
+    slice: for `vlp-jax plan`: hardware that the run is planned for, "" for none.
     fixtures: what the tests compare with the official code.
     formats: of interop/, that its weights come from and go to.
     values, ours, departures, disagreements, results: see configs/cards/albef.toml.
@@ -71,6 +72,7 @@ class Card:
   vocabulary: int
   examples: int
   values: tuple[tuple, ...]
+  slice: str = ""
   fixtures: tuple[str, ...] = ()
   formats: tuple[str, ...] = ()
   ours: tuple[tuple, ...] = ()
@@ -151,6 +153,16 @@ def folder() -> pathlib.Path:
     if (place / "cards").is_dir():
       return place
   raise FileNotFoundError("no folder configs/cards here: run this in the repository.")
+
+
+def of_config(file: str) -> pathlib.Path | None:
+  """Of "configs/albef.py:tiny" it is configs/cards/albef.toml; None: it has none."""
+  path = pathlib.Path(file.partition(":")[0]).with_suffix(".toml")
+  if "configs" not in path.parts:
+    return None
+  cut = len(path.parts) - path.parts[::-1].index("configs")
+  found = pathlib.Path(*path.parts[:cut], "cards", *path.parts[cut:])
+  return found if found.is_file() else None
 
 
 def read(path: pathlib.Path) -> Card:
@@ -274,17 +286,16 @@ def count(card: Card, config: Mapping[str, Any]) -> dict[str, int]:
   """{"model.image": parameters, …}: from shapes alone."""
   # Here: whoever only reads cards need not wait for jax.
   from vlp_jax import build
-  from vlp_jax import feeds
-  from vlp_jax.data import vocab as vocab_lib
   from vlp_jax.ops import tree
   from vlp_jax.training import step as step_lib
 
   run = config_lib.run(config)
-  vocab = vocab_lib.Vocab(size=card.vocabulary, pad=0, unk=1, cls=2, sep=3, mask=4)
-  length = run.tokenizer["length"]
-  time = build.clock(run, card.examples)
-  made = build.pretrainer(run, vocab=vocab, length=length, time=time)
-  batch = build.specs(feeds.feeds(run, {}, made), made, length)
+  made, batch, _ = build.trained_on(
+    run,
+    vocab=stand_in(card.vocabulary, run.tokenizer),
+    length=run.tokenizer["length"],
+    examples=card.examples,
+  )
   params = step_lib.abstract_params(made, batch)
   counts = {}
   for path, leaf in tree.flatten(params).items():
@@ -293,6 +304,16 @@ def count(card: Card, config: Mapping[str, Any]) -> dict[str, int]:
     name = f"model.{second}" if second in towers else first.replace("_", ".", 1)
     counts[name] = counts.get(name, 0) + leaf.size
   return counts
+
+
+def stand_in(size: int, tokenizer: Mapping[str, Any]) -> Any:
+  """A vocabulary for shapes alone, with the special ids that `tokenizer` would have."""
+  from vlp_jax.data import vocab as vocab_lib
+
+  ids = dict(pad=0, unk=1, cls=2, sep=3, mask=4)
+  if tokenizer.get("roles"):
+    ids |= dict(dec=5, enc=6)
+  return vocab_lib.Vocab(size=size, **ids)
 
 
 def render(card: Card, config: Mapping[str, Any], counts: Mapping[str, int]) -> str:

@@ -23,8 +23,8 @@ from vlp_jax import config as config_lib
 from vlp_jax import places
 from vlp_jax import schema
 
-# Modules of this package.
-COMMANDS = ("train", "evaluate", "convert", "card")
+# Modules of this package, and packages with a __main__.
+COMMANDS = ("train", "evaluate", "convert", "card", "plan", "bench")
 
 # Of a run in its workdir, so that it can be gone on with and evaluated without a file.
 CONFIG_FILE = "config.json"
@@ -65,12 +65,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     # The command reads its own options, --help among them.
     commands.add_parser(name, help=_summary(name), add_help=False)
   args = parser.parse_args(argv[:1])
-  importlib.import_module(f"vlp_jax.{args.command}").main(argv[1:])
+  file = _file(args.command)
+  name = ".".join(file.relative_to(schema.PACKAGE).with_suffix("").parts)
+  importlib.import_module(f"vlp_jax.{name}").main(argv[1:])
+
+
+def _file(command):
+  """Of the module of a command, or of the __main__ of its package."""
+  folder = schema.PACKAGE / command
+  return folder / "__main__.py" if folder.is_dir() else folder.with_suffix(".py")
 
 
 def _summary(command):
   """The first line of a module's docstring, without importing it."""
-  text = (schema.PACKAGE / f"{command}.py").read_text("utf-8")
+  text = _file(command).read_text("utf-8")
   return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
 
 
@@ -126,7 +134,7 @@ def parse(
   )
   for flag, settings in options:
     parser.add_argument(flag, **settings)
-  rest, overrides = _split(sys.argv[1:] if argv is None else argv)
+  rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
   args = parser.parse_args(rest)
   if args.traceback:
     os.environ["VLP_JAX_TRACEBACK"] = "1"
@@ -141,7 +149,7 @@ def parse(
   return Args(config=config, workdir=workdir, rest=args)
 
 
-def _split(argv):
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   """(other arguments, "--config.a.b=value" of both spellings)."""
   rest, overrides = [], []
   argv = iter(argv)

@@ -121,9 +121,15 @@ class Run:
 
   Attributes:
     batch_size: examples a step, over all devices.
+    accumulate: microbatches that a step is computed in, which need less memory and give
+      the same step (`training/accumulate.py`).
+    accumulate_stream: the microbatches' images come from the host one by one, so that
+      the devices never hold those of the whole batch; else they come at once.
     total: length of the run.
     tokenizer, model, objectives, evals: components; see `build`. An objective or an
-      evaluation that is set to None is left out.
+      evaluation that is set to None is left out. Beside its fields an objective has a
+      weight in the loss, and may have a share: of those with one, each step has one
+      alone, drawn by their shares from (seed, step).
     data, checkpoint, log, profile: see the classes; no profile: None.
     optim, sharding, guard, preemption: fields of training/optim.py, sharding.py,
       guard.py and preemption.py.
@@ -149,10 +155,18 @@ class Run:
   profile: Profile | None = None
   init: dict | None = None
   seed: int = 0
+  accumulate: int = 1
+  accumulate_stream: bool = False
 
   def __post_init__(self):
     _bounds("batch_size", self.batch_size, 1)
     _bounds("seed", self.seed, 0)
+    _bounds("accumulate", self.accumulate, 1)
+    if self.accumulate_stream and self.accumulate == 1:
+      raise ValueError(
+        "config: accumulate_stream=True streams microbatches, but accumulate=1 makes"
+        " none: say how many, e.g. accumulate=16."
+      )
     _bounds("checkpoint.keep", self.checkpoint.keep, 1)
     _bounds("data.max_bad", self.data.max_bad, 0, 1)
     if self.ema_decay is not None:
@@ -414,7 +428,7 @@ class _Part:
 
 
 TOWERS = {"image": dict | None, "text": dict | None, "fusion": dict | None}
-OBJECTIVE = {"weight": float, "kind": str}
+OBJECTIVE = {"weight": float, "share": float, "kind": str}
 EVAL = {"every": schema.Duration, "data": dict | None, "batch_size": int}
 PARTS = (
   _Part("model", "", "vlp_jax.models.vlm:VLM", given=TOWERS, extra=TOWERS),

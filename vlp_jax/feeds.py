@@ -37,8 +37,8 @@ class Feed:
   columns: columns_lib.Columns
   seed: int
 
-  def batches(self, job: Any, *, start: int) -> Any:
-    """This process's rows of endless batches, from position `start` on."""
+  def batches(self, job: Any, rows: Mapping[str, Any], *, start: int) -> Any:
+    """Endless batches from position `start` on; of each, `rows` of `build.rows`."""
     data = job.config.data
     return pipeline.train_batches(
       self.source,
@@ -47,7 +47,7 @@ class Feed:
       batch_size=self.batch_size,
       seed=self.seed,
       start=start,
-      rows=sharding_lib.local_rows(self.batch_size, job.mesh),
+      **rows,
       max_bad=data.max_bad,
       workers=data.workers,
       block=self.block,
@@ -126,10 +126,12 @@ def turns(config: config_lib.Run) -> turns_lib.Turns | None:
   return made
 
 
-def spec(feed: Feed, *, res: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+def spec(
+  feed: Feed, *, res: int | tuple[int, ...], length: int
+) -> dict[str, jax.ShapeDtypeStruct]:
   """What a global batch of a feed looks like on the device."""
   shapes = dict(
-    image=((res, res, 3), np.uint8),
+    image=columns_lib.image(res),
     text=((length,), np.int32),
     text_mask=((length,), np.bool_),
     image_id=((), np.int32),
@@ -143,10 +145,11 @@ def spec(feed: Feed, *, res: int, length: int) -> dict[str, jax.ShapeDtypeStruct
   }
 
 
-def batches(job: Any, *, position: int) -> Any:
+def batches(job: Any, rows: Mapping[str, Any], *, position: int) -> Any:
   """This process's rows of the batches of a run (`build.Job`) from a position on.
 
   Args:
+    rows: of `build.rows`, where there is one kind of data.
     position: batch_size times the steps whose data the run has seen or passed over.
 
   Returns:
@@ -154,11 +157,15 @@ def batches(job: Any, *, position: int) -> Any:
     `close` and `bad` as of `pipeline.TrainBatches`.
   """
   if job.turns is None:
-    return job.feeds[config_lib.PAIRS].batches(job, start=position)
+    return job.feeds[config_lib.PAIRS].batches(job, rows, start=position)
   step = position // job.config.batch_size
   seen = job.turns.seen(step)
   made = {
-    name: feed.batches(job, start=seen[name] * feed.batch_size)
+    name: feed.batches(
+      job,
+      dict(rows=sharding_lib.local_rows(feed.batch_size, job.mesh)),
+      start=seen[name] * feed.batch_size,
+    )
     for name, feed in job.feeds.items()
   }
   return turns_lib.TurnBatches(job.turns, made, step)

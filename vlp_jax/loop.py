@@ -19,9 +19,11 @@ from vlp_jax import feeds
 from vlp_jax import places
 from vlp_jax import report
 from vlp_jax.data import pipeline
+from vlp_jax.data import pp
 from vlp_jax.evaluators import retrieval
 from vlp_jax.interop import initial
 from vlp_jax.ops import tree
+from vlp_jax.training import cache
 from vlp_jax.training import checkpoint
 from vlp_jax.training import guard
 from vlp_jax.training import preemption
@@ -69,13 +71,13 @@ def _train(job, stop, *, first, start_time):
     state, meta, position = None, {}, 0
 
   # --- Data and step -------------------------------------------------------------
-  batches, ahead = _data(job, position)
+  batches, fitting = _data(job, position)
   if state is None:
     state = _fresh(job, abstract)
   begun = done = int(state.step)
   _tell(first, _summary(job, state))
-  waiting = timing.Waiting(ahead)
-  train_step = _train_step(job, abstract)
+  train_step = build.stepping(job)
+  waiting = timing.Waiting(train_step.feed(fitting))
 
   # --- The loop ------------------------------------------------------------------
   total = job.time.total
@@ -105,7 +107,7 @@ def _train(job, stop, *, first, start_time):
     def evaluate_now(names):
       for name in names:
         with progress.paused():
-          results[name] = evaluators[name](state.params)
+          results[name] = evaluators[name](state.variables())
         writer.write(done, {f"{name}/{k}": v for k, v in results[name].items()})
 
     evaluate_now(_owed(meta, evaluators, writer, begun))
@@ -137,9 +139,9 @@ def _train(job, stop, *, first, start_time):
           done = int(state.step)
           _tell(first, f"goes back to step {done}, and on after the data of step {bad}")
           batches.close()
-          batches, ahead = _data(job, position)
+          batches, fitting = _data(job, position)
           until_the_end.enter_context(contextlib.closing(batches))
-          waiting.go_on_with(ahead)
+          waiting.go_on_with(train_step.feed(fitting))
           watch.goes_on_from(state.guard)
           writer.cut(done)
           progress.count_from(done)
@@ -181,7 +183,7 @@ def _train(job, stop, *, first, start_time):
   with sharding.use(job.mesh, job.sharding):
     for name in evaluators:
       if name not in results:
-        results[name] = evaluators[name](state.params)
+        results[name] = evaluators[name](state.variables())
   if first:
     _report(job, state, evaluators, results, seconds=time.time() - start_time)
   return 0
@@ -209,7 +211,7 @@ def evaluate(
       raise ValueError("--best: no checkpoint has the metric config.checkpoint.best.")
   state, _ = checkpoints.restore(job.abstract_state(), step)
   with sharding.use(job.mesh, job.sharding):
-    results = {name: each(state.params) for name, each in evaluators.items()}
+    results = {name: each(state.variables()) for name, each in evaluators.items()}
     if first:
       _report(job, state, evaluators, results, seconds=time.time() - start_time)
   return results
@@ -221,6 +223,7 @@ def evaluate(
 def _open(given, workdir):
   """(job, whether this process writes); makes the workdir."""
   config = config_lib.run(given)
+  cache.use()
   workdir = places.workdir(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   job = build.job(config, workdir)
@@ -240,11 +243,12 @@ def _checkpoints(job):
 
 def _fresh(job, abstract):
   """A new state; with `config.init`, on top of the weights of another model."""
-  loaded = None
+  loaded = kept = None
   if job.config.init is not None:
     # First, with shapes alone: a file that does not fit is told before any compiling.
     model = job.pretrainer.model
     loaded = initial.load(job.config.init, abstract.params, model=model)
+    kept = initial.load_memory(job.config.init, abstract.memory)
   state = step_lib.init_state(
     job.pretrainer,
     job.tx,
@@ -256,15 +260,17 @@ def _fresh(job, abstract):
   )
   if loaded is None:
     return state
-  params = jax.tree.map(
-    lambda new, own: own if isinstance(new, jax.ShapeDtypeStruct) else new,
-    loaded,
-    state.params,
-  )
-  places = jax.tree.map(lambda x: x.sharding, abstract.params)
-  params = jax.device_put(params, places)
-  teacher = jax.device_put(params, places) if job.has_teacher else None
-  return state.replace(params=params, ema=teacher)
+
+  def put(new, own, shapes):
+    filled = jax.tree.map(
+      lambda new, own: own if isinstance(new, jax.ShapeDtypeStruct) else new, new, own
+    )
+    return jax.device_put(filled, jax.tree.map(lambda x: x.sharding, shapes))
+
+  params = put(loaded, state.params, abstract.params)
+  teacher = put(loaded, state.ema, abstract.ema) if job.has_teacher else None
+  memory = put(kept, state.memory, abstract.memory)
+  return state.replace(params=params, ema=teacher, memory=memory)
 
 
 def _profiler(job, until_the_end):
@@ -280,9 +286,9 @@ def _profiler(job, until_the_end):
 
 
 def _data(job, position):
-  """(batches from a position of the run on, the same ahead on the device)."""
-  batches = feeds.batches(job, position=position)
-  return batches, sharding.prefetch(build.check_batches(job, batches), job.mesh)
+  """(batches from a position of the run on, the same after a look at the first)."""
+  batches = feeds.batches(job, build.rows(job), position=position)
+  return batches, build.check_batches(job, batches)
 
 
 def _is_logged(done, every, turns):
@@ -291,28 +297,6 @@ def _is_logged(done, every, turns):
   So every kind of data has its lines, though each line is of one step.
   """
   return -done % every < turns
-
-
-def _train_step(job, abstract):
-  """The step, compiled when it is called first."""
-  return jax.jit(
-    guard.guarded(
-      step_lib.make_train_step(
-        job.pretrainer,
-        job.tx,
-        seed=job.config.seed,
-        ema_decay=job.config.ema_decay,
-        schedule=job.schedule,
-      ),
-      job.guard,
-      schedule=job.schedule,
-    ),
-    donate_argnums=0,
-    out_shardings=(
-      jax.tree.map(lambda x: x.sharding, abstract),
-      sharding.replicated(job.mesh),
-    ),
-  )
 
 
 def _owed(meta, evaluators, writer, step):
@@ -366,7 +350,9 @@ def _report(job, state, evaluators, results, *, seconds):
       source = build.source(data["source"], f"evals.{name}.data.source")
       found[name] = (evaluator.last, report.reader(source))
       # Maps are computed, which on several processes only all together can do.
-      if not maps and evaluator.rerank and jax.process_count() == 1:
+      # They are of pictures, and of models that are their parameters alone.
+      mapped = not pp.leaves_regions(data["pp"]) and "model" not in state.memory
+      if not maps and evaluator.rerank and mapped and jax.process_count() == 1:
         batch = next(
           iter(pipeline.eval_pairs(source, data["pp"], job.tokenizer, batch_size=8))
         )

@@ -36,6 +36,10 @@ class Encoded:
   step: jax.Array
 
 
+# What `across` reads of a batch: little beside the images.
+ACROSS = ("text", "text_mask", "image_id")
+
+
 class Pretrainer(nn.Module):
   """Model and objectives; the loss is their weighted sum.
 
@@ -43,7 +47,15 @@ class Pretrainer(nn.Module):
     model: see `models/vlm.py`.
     objectives: {name: module}; each is called as
       `objective(model, enc, batch, teacher=None, train=False) -> (Mean, {name: Mean})`.
+      Those that take part in accumulation have an attribute `accumulates`: with
+      "embeddings", that call reads of `enc` the embeddings alone; with "rows", it is
+      `objective.rows(model, enc, batch, drawn, …)` with
+      `drawn = objective.draw(model, enc, batch, …)`, where `draw` reads the embeddings
+      alone and gives arrays [B, …], of which "weight" is how much a row counts, and
+      `rows` is of any rows that hold `objective.together(count)` neighbours together.
     weights: {name: float}.
+    shares: {name: float} of objectives of which a step has one, drawn by these shares
+      (UNITER's task sampling); those that are not named are in every step.
     kinds: {name: kind of data} of objectives that are not for the pairs; of one that is
       for several, "pairs+texts", the loss is the sum over them.
   """
@@ -51,6 +63,7 @@ class Pretrainer(nn.Module):
   model: nn.Module
   objectives: Mapping[str, nn.Module]
   weights: Mapping[str, float]
+  shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
   kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def __call__(
@@ -60,6 +73,7 @@ class Pretrainer(nn.Module):
     step: jax.Array | int = 0,
     teacher_params: Mapping[str, Any] | None = None,
     train: bool = False,
+    drawn: str | None = None,
   ) -> tuple[reduce.Mean, dict[str, reduce.Mean]]:
     """The loss of a global batch.
 
@@ -71,6 +85,8 @@ class Pretrainer(nn.Module):
       step: of the run, for ramps.
       teacher_params: averaged parameters, or None where there is no teacher.
       train: dropout on; the caller passes rngs "dropout", "mask" and "sample".
+      drawn: the one of `shares` whose turn it is; the others have no part in the loss,
+        and cost nothing. None: all have.
 
     Returns:
       (loss with weight 1, {"itc": …, "itc/…": …}): every objective's own loss, without
@@ -85,6 +101,8 @@ class Pretrainer(nn.Module):
     total = jnp.float32(0.0)
     metrics = {}
     for name, objective in self.objectives.items():
+      if drawn is not None and name in self.shares and name != drawn:
+        continue
       several = self.kinds.get(name, PAIRS).split("+")
       for kind in several:
         if kind not in read:
@@ -110,6 +128,100 @@ class Pretrainer(nn.Module):
     teacher = ask_lib.Teacher(teacher_params)
     seen = encode(self.model, teacher, batch, step)
     return batch, enc, dataclasses.replace(teacher, enc=seen)
+
+  # --- The same in three parts, for accumulation (`training/accumulate.py`) ---
+
+  def embed(
+    self,
+    batch: Mapping[str, jax.Array],
+    *,
+    step: jax.Array,
+    teacher_params: Mapping[str, Any] | None = None,
+    train: bool = False,
+  ) -> dict[str, dict[str, jax.Array]]:
+    """Embeddings of any rows: {"live": {"zimg": [B, E], "ztxt": [B, E]}, "teacher": …}.
+
+    Without a contrastive space, or a teacher, the dict is empty.
+    """
+    enc = encode(self.model, ask_lib.Live(train), batch, step)
+    found = dict(live=_embeddings(enc), teacher={})
+    if teacher_params is not None:
+      teacher = ask_lib.Teacher(teacher_params)
+      found["teacher"] = _embeddings(encode(self.model, teacher, batch, step))
+    return found
+
+  def across(
+    self,
+    batch: Mapping[str, jax.Array],
+    embedded: Mapping[str, Mapping[str, jax.Array]],
+    *,
+    step: jax.Array,
+    train: bool = False,
+  ) -> tuple[jax.Array, tuple[dict[str, reduce.Mean], dict[str, Any]]]:
+    """What looks across the global batch: its embeddings, and what is drawn for it.
+
+    Args:
+      batch: the columns `ACROSS`. embedded: of all rows, as `embed` made them.
+
+    Returns:
+      (weighted loss of these objectives, (metrics, {objective by rows: drawn})).
+    """
+    enc = _only(embedded["live"], step)
+    teacher = None
+    if embedded["teacher"]:
+      teacher = ask_lib.Teacher({}, enc=_only(embedded["teacher"], step))
+    total, metrics, drawn = jnp.float32(0.0), {}, {}
+    for name, objective in self.objectives.items():
+      given = (self.model, enc, batch)
+      if objective.accumulates == "rows":
+        drawn[name] = objective.draw(*given, teacher=teacher, train=train)
+        continue
+      loss, extra = objective(*given, teacher=teacher, train=train)
+      total = total + self.weights[name] * loss.value()
+      metrics[name] = loss
+      metrics |= {f"{name}/{key}": value for key, value in extra.items()}
+    return total, (metrics, drawn)
+
+  def rows(
+    self,
+    batch: Mapping[str, jax.Array],
+    drawn: Mapping[str, Any],
+    *,
+    step: jax.Array,
+    teacher_params: Mapping[str, Any] | None = None,
+    train: bool = False,
+  ) -> tuple[dict[str, jax.Array], dict[str, reduce.Mean]]:
+    """(live embeddings, metrics of the objectives by rows) of some rows.
+
+    Args:
+      batch: these rows, all columns. drawn: for these rows, as `across` drew it.
+    """
+    enc = encode(self.model, ask_lib.Live(train), batch, step)
+    teacher = None
+    if teacher_params is not None:
+      teacher = ask_lib.Teacher(teacher_params)
+      teacher = dataclasses.replace(
+        teacher, enc=encode(self.model, teacher, batch, step)
+      )
+    metrics = {}
+    for name, own in drawn.items():
+      objective = self.objectives[name]
+      loss, extra = objective.rows(
+        self.model, enc, batch, own, teacher=teacher, train=train
+      )
+      metrics[name] = loss
+      metrics |= {f"{name}/{key}": value for key, value in extra.items()}
+    return _embeddings(enc), metrics
+
+
+def _embeddings(enc):
+  return {} if enc.zimg is None else dict(zimg=enc.zimg, ztxt=enc.ztxt)
+
+
+def _only(embeddings, step):
+  """A batch of which only the embeddings are there."""
+  zimg, ztxt = embeddings.get("zimg"), embeddings.get("ztxt")
+  return Encoded(image=None, text=None, words=None, zimg=zimg, ztxt=ztxt, step=step)
 
 
 def is_of_kinds(batch: Mapping[str, Any]) -> bool:

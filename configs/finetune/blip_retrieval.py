@@ -22,7 +22,9 @@ def get_config(arg=""):
   c.model.fusion.reads = ("bidirectional",)
   queue = dict(queue=64 if tiny else 57_600, distill=0.4, distill_ramp="1 epoch")
   c.objectives = dict(itc=dict(targets="image", **queue))
-  c.objectives.itm = dict(negatives="hard", group=None, exclude="image")
+  c.objectives.itm = dict(
+    negatives="hard", group=None, exclude="image", mined_by="live"
+  )
   c.ema_decay = 0.995
   if not tiny:
     c.init.skip = (r"text_decoder\..*",)

@@ -39,6 +39,16 @@ SPECS = [
   f"{name}{arg}" for name in NAMES for arg in ("", *(f":{a}" for a in ARGS[name]))
 ]
 
+# Sizes between others, of which the smallest and the largest are always built.
+BETWEEN = ("clip:RN101", "clip:RN50x4", "clip:RN50x16", "uniter:L")
+
+
+def always(spec, *more):
+  """A parameter of a test, slow where it is of BETWEEN."""
+  marks = [pytest.mark.slow] if spec in BETWEEN else []
+  return pytest.param(spec, *more, marks=marks)
+
+
 # Data and vocabularies are not in the repository: their sizes stand in for them. BERT's
 # uncased vocabulary, and what a recipe for training one asks for at most.
 BERT = 30_522
@@ -131,7 +141,7 @@ def test_every_component_is_checked(spec):
     assert time.steps(duration) > 0
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", map(always, SPECS))
 def test_a_whole_step_at_full_size(spec, shapes_of):
   state, new_state, metrics = shapes_of(spec)
   assert jax.tree.structure(state) == jax.tree.structure(new_state)
@@ -206,6 +216,11 @@ def test_albef_has_the_published_size(shapes_of):
     ("clip:B16", 149_620_737),
     ("clip:L14", 427_616_513),
     ("clip:L14_336", 427_944_193),
+    ("clip:RN50", 102_007_137),
+    always("clip:RN101", 119_688_033),
+    always("clip:RN50x4", 178_300_601),
+    always("clip:RN50x16", 290_979_217),
+    ("clip:RN50x64", 623_258_305),
     ("siglip:B16_224", 203_155_970),
   ],
 )

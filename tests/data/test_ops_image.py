@@ -58,13 +58,16 @@ def test_shorter_side_and_centre():
       run(f"decode|{word}(48)", image)
 
 
-def test_clip_prepares_images_as_its_official_code():
-  folder = pathlib.Path(__file__).parents[1] / "reference" / "clip_vit"
+@pytest.mark.parametrize("name, res", [("clip_vit", 32), ("clip_rn", 64)])
+def test_clip_prepares_images_as_its_official_code(name, res):
+  folder = pathlib.Path(__file__).parents[1] / "reference" / name
   with np.load(folder / "inputs.npz") as inputs:
     image = inputs["preprocess_rgb"]
   with np.load(folder / "expected.npz") as expected:
     want = expected["preprocess"]
-  out = run("decode|resize_shorter(32)|center_crop(32)", image).transpose(2, 0, 1)
+  out = run(f"decode|resize_shorter({res})|center_crop({res})", image).transpose(
+    2, 0, 1
+  )
   normalised = (out / np.float32(255) - MEAN[:, None, None]) / STD[:, None, None]
   np.testing.assert_allclose(normalised, want, rtol=0, atol=1e-6)
 

@@ -80,6 +80,31 @@ def test_each_word_does_the_same_alone_and_in_the_pipeline():
       assert TOKENIZER.decode(text) == want["caption"]
 
 
+# --- Pieces ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [np.arange(16), np.arange(8, 16)])
+def test_a_batch_in_pieces_is_the_batch(rows):
+  # Runs of four rows, of which each of two pieces has two.
+  source = pictures.source(50)
+  where = dict(rows=rows, start=16)
+  runs = len(rows) // 4
+  whole = batches(source, 2, batch_size=16, **where)
+  pieces = batches(source, 4, batch_size=16, pieces=2, runs=runs, **where)
+  for i, batch in enumerate(whole):
+    for key, value in batch.items():
+      parts = [p[key].reshape(runs, 2, *value.shape[1:]) for p in pieces[2 * i :][:2]]
+      together = np.stack(parts, axis=1).reshape(value.shape)
+      np.testing.assert_array_equal(together, value)
+
+
+def test_pieces_that_the_rows_do_not_make():
+  with pytest.raises(
+    ValueError, match="batch_size=16: the 16 rows of a process do not"
+  ):
+    batches(pictures.source(5), 1, batch_size=16, pieces=3, runs=4)
+
+
 # --- Order ----------------------------------------------------------------------------
 
 

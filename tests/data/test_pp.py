@@ -41,7 +41,7 @@ def test_decode_alone_gives_pixels():
 def test_words_are_the_public_ops():
   assert set(pp.words()) == {
     "decode", "resize", "resize_shorter", "center_crop", "random_resized_crop", "flip",
-    "randaugment", "clean", "fit", "random_crop", "naflex", "prompt",
+    "randaugment", "clean", "fit", "random_crop", "naflex", "prompt", "regions",
   }  # fmt: skip
 
 

@@ -45,6 +45,38 @@ def row(ids, mask):
 # --- WordPiece ------------------------------------------------------------------------
 
 
+# The texts behind ids of other references, which have ALBEF's vocabulary.
+PAIRS = (
+  "a man riding a brown horse on the beach",
+  "two dogs playing in the snow near a red car",
+  "the young woman is eating",
+  "a large green train standing in a field next to people walking",
+)
+QUESTIONS = (
+  "what is the man riding",
+  "where are the dogs",
+  "is the woman eating",
+  "how many people are walking near the train",
+)
+
+
+@pytest.mark.parametrize(
+  "name, texts, sep, first",
+  [
+    ("vilt/text_ids", PAIRS, True, 101),
+    ("albef_vqa/question_ids", QUESTIONS, False, 101),
+    ("blip_vqa/question_ids", QUESTIONS, True, 201),  # [ENC] in front
+  ],
+)
+def test_the_ids_that_official_models_were_given(name, texts, sep, first):
+  folder, _, key = name.partition("/")
+  want = np.load(REFERENCE.parent / folder / "inputs.npz")[key]
+  path = str(REFERENCE / "albef_vocab.txt")
+  ids, _ = wordpiece.Tokenizer(path, length=want.shape[1], sep=sep).encode(list(texts))
+  np.testing.assert_array_equal(ids[:, 1:], want[:, 1:])
+  assert (want[:, 0] == first).all()
+
+
 def test_wordpiece_gives_the_ids_of_the_official_albef_tokenizer():
   path = str(REFERENCE / "albef_vocab.txt")
   tokenizer = wordpiece.Tokenizer(path, length=25, sep=False)

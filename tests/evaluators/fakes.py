@@ -162,5 +162,5 @@ def pretrainer(**objectives):
   return Pretrainer(Model(), objectives or {"itm": Itm(), "mlm": Mlm()})
 
 
-def params(wrong=0.0):
-  return {"model": {"wrong": np.float32(wrong)}}
+def variables(wrong=0.0):
+  return {"params": {"model": {"wrong": np.float32(wrong)}}}

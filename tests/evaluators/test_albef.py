@@ -69,7 +69,7 @@ def setup(made, module, batch_size=5, mesh=None):
 def test_retrieval_scores_are_the_heads(albef):
   module, params = albef
   made = setup(retrieval.Evaluator(rerank=COUNT, pairs=30), module)
-  got = made(params)
+  got = made({"params": params})
   inputs = tiny.batch(COUNT, seed=3)
 
   def direct(m):
@@ -98,7 +98,7 @@ def test_a_mesh_changes_nothing(albef):
   size = 4 * count
   whole = setup(retrieval.Evaluator(rerank=3, pairs=10), module, size, mesh)
   alone = setup(retrieval.Evaluator(rerank=3, pairs=10), module)
-  assert whole(params) == alone(params)
+  assert whole({"params": params}) == alone({"params": params})
   if count > 1:
     with pytest.raises(ValueError, match="not a multiple"):
       setup(itm.Evaluator(), module, count + 1, mesh)
@@ -106,7 +106,7 @@ def test_a_mesh_changes_nothing(albef):
 
 def test_itm_and_mlm_run(albef):
   module, params = albef
-  got = setup(itm.Evaluator(), module)(params)
+  got = setup(itm.Evaluator(), module)({"params": params})
   assert got["accuracy"] == (got["true"] + got["random"]) / 2
-  got = setup(mlm.Evaluator(words="all", mask="together"), module)(params)
+  got = setup(mlm.Evaluator(words="all", mask="together"), module)({"params": params})
   assert got["gain"] == got["accuracy"] - got["accuracy_blank"]

@@ -48,7 +48,7 @@ def evaluator(source=None, batch_size=2, file=None, off=0, objective=None, **fie
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 8])
 def test_a_right_caption_has_all_points(tmp_path, batch_size):
   file = tmp_path / "predictions" / "coco.json"
-  got = evaluator(batch_size=batch_size, file=file)(fakes.params())
+  got = evaluator(batch_size=batch_size, file=file)(fakes.variables())
   for name in ("bleu_1", "bleu_2", "rouge_l"):
     assert got[name] == pytest.approx(100.0, abs=1e-4)
   # Of texts of two words there are pairs and no longer runs: half of all orders.
@@ -60,7 +60,7 @@ def test_a_right_caption_has_all_points(tmp_path, batch_size):
 
 
 def test_a_wrong_word_costs_points():
-  got = evaluator(off=1)(fakes.params())
+  got = evaluator(off=1)(fakes.variables())
   assert got["bleu_1"] == pytest.approx(50.0, abs=1e-4)
   assert got["rouge_l"] == pytest.approx(50.0) and got["cider"] == 0.0
 
@@ -69,14 +69,14 @@ def test_all_captions_of_an_image_are_its_references():
   """Five examples of three images, with two captions each; an image is written once."""
   source = fakes.Source((10, 10, 40, 40, 80), captions=2, ids=(7, 7, 8, 8, 9))
   made = evaluator(source)
-  assert len(made._captions(fakes.params())) == 3
-  assert made(fakes.params())["bleu_1"] == pytest.approx(100.0, abs=1e-4)
+  assert len(made._captions(fakes.variables())) == 3
+  assert made(fakes.variables())["bleu_1"] == pytest.approx(100.0, abs=1e-4)
 
 
 def test_the_prompt_is_no_part_of_the_caption():
   made = evaluator(prompt="shade ")
   assert made._begin == [2, WORD("shade")]
-  assert list(made._captions(fakes.params()).values())[1] == "s40"
+  assert list(made._captions(fakes.variables()).values())[1] == "s40"
 
 
 def test_official_numbers_of_images():
@@ -100,6 +100,6 @@ def test_what_cannot_be_is_told():
 
 
 def test_the_table():
-  values = evaluator()(fakes.params())
+  values = evaluator()(fakes.variables())
   text = report.table({"coco": values})
   assert "BLEU-4  ROUGE-L  CIDEr" in text and "500.0" in text

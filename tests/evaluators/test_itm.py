@@ -23,7 +23,7 @@ def evaluator(source=None, near=0.5, batch_size=4, **fields):
 
 
 def test_a_right_head_is_right_about_all():
-  got = evaluator()(fakes.params())
+  got = evaluator()(fakes.variables())
   assert got == {
     "accuracy": 100.0,
     "accuracy_hard": 100.0,
@@ -35,20 +35,20 @@ def test_a_right_head_is_right_about_all():
 
 def test_a_lenient_head_falls_for_the_similar_caption():
   # Within 15 shades: only 80, 90 and 100 have a neighbour so near.
-  got = evaluator(near=15.0)(fakes.params())
+  got = evaluator(near=15.0)(fakes.variables())
   assert got["true"] == 100.0 and got["random"] > got["hard"]
   assert got["hard"] == pytest.approx(100 * 6 / 9)
   assert got["accuracy_hard"] == pytest.approx((100 + 100 * 6 / 9) / 2)
 
 
 def test_a_head_that_says_yes_is_half_right():
-  got = evaluator(near=999.0)(fakes.params())
+  got = evaluator(near=999.0)(fakes.variables())
   assert got["accuracy"] == got["accuracy_hard"] == 50.0
 
 
 def test_numbers_do_not_depend_on_batches():
   got = [
-    evaluator(near=60.0, batch_size=b, pairs=p)(fakes.params())
+    evaluator(near=60.0, batch_size=b, pairs=p)(fakes.variables())
     for b, p in ((1, 1), (4, 5), (32, 64))
   ]
   assert got[0] == got[1] == got[2]

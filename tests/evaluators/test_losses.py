@@ -28,8 +28,10 @@ def batch(seed, valid=4):
 
 def test_means_over_full_batches_without_queue_and_teacher(monkeypatch, albef):
   module, params = albef
-  both = evaluator(monkeypatch, module, [batch(0), batch(1), batch(2, valid=3)])(params)
-  first = evaluator(monkeypatch, module, [batch(0)])(params)
+  both = evaluator(monkeypatch, module, [batch(0), batch(1), batch(2, valid=3)])(
+    {"params": params}
+  )
+  first = evaluator(monkeypatch, module, [batch(0)])({"params": params})
   assert {"loss", "itc", "itm", "mlm", "itm/accuracy"} <= set(both)
   assert both["loss"] == pytest.approx(both["itc"] + both["itm"] + both["mlm"], rel=0.1)
   assert all(np.isfinite(v) for v in both.values()) and both["loss"] != first["loss"]
@@ -44,10 +46,10 @@ def test_means_over_full_batches_without_queue_and_teacher(monkeypatch, albef):
 def test_every_evaluation_draws_the_same(monkeypatch, albef):
   module, params = albef
   made = evaluator(monkeypatch, module, [batch(0)])
-  first = made(params)
+  first = made({"params": params})
   made = evaluator(monkeypatch, module, [batch(0)])
-  assert made(params) == first
-  other = evaluator(monkeypatch, module, [batch(0)], seed=1)(params)
+  assert made({"params": params}) == first
+  other = evaluator(monkeypatch, module, [batch(0)], seed=1)({"params": params})
   assert other["mlm"] != first["mlm"] and other["itc"] == first["itc"]
 
 
@@ -55,4 +57,4 @@ def test_too_few_examples_for_a_batch(monkeypatch, albef):
   module, params = albef
   made = evaluator(monkeypatch, module, [batch(0, valid=2)])
   with pytest.raises(ValueError, match="fewer than batch_size=4"):
-    made(params)
+    made({"params": params})

@@ -23,19 +23,19 @@ def evaluator(source=None, batch_size=2, **fields):
 
 def test_the_image_tells_the_word_and_the_mean_colour_does_not():
   # The fake sees a blank image as shade 128, which is right once in five.
-  got = evaluator()(fakes.params())
+  got = evaluator()(fakes.variables())
   assert got == {"accuracy": 100.0, "accuracy_blank": 20.0, "gain": 80.0}
 
 
 def test_all_words():
   # The fake never says "shade"; "s10" … are half of the words.
-  got = evaluator(words="all")(fakes.params())
+  got = evaluator(words="all")(fakes.variables())
   assert got == {"accuracy": 50.0, "accuracy_blank": 10.0, "gain": 40.0}
 
 
 def test_given_words_and_kinds():
   kinds = dict(shade=("S10", "s128"), noun=("shade",), none=("zebra",))
-  got = evaluator(words=("s10", "s128", "shade"), kinds=kinds)(fakes.params())
+  got = evaluator(words=("s10", "s128", "shade"), kinds=kinds)(fakes.variables())
   assert got["shade/accuracy"] == 100.0 and got["shade/accuracy_blank"] == 50.0
   assert got["noun/accuracy"] == 0.0 and "none/accuracy" not in got
   assert got["accuracy"] == pytest.approx(100 * 2 / 7)
@@ -57,13 +57,13 @@ def test_a_word_is_right_only_if_all_its_pieces_are(monkeypatch):
     mesh=None,
     batch_size=2,
   )
-  assert made(fakes.params())["accuracy"] == 0.0
+  assert made(fakes.variables())["accuracy"] == 0.0
 
 
 def test_together_hides_all_chosen_words_of_a_caption():
   made = evaluator(words="all", mask="together")
-  made(fakes.params())
-  rows = made._rows(made._examples(fakes.params())[0])
+  made(fakes.variables())
+  rows = made._rows(made._examples(fakes.variables())[0])
   vocab = fakes.Tokenizer().vocab
   assert len(rows.ids) == len(SHADES) and len(rows.hidden) == 2 * len(SHADES)
   assert (rows.ids[:, 1:4] == vocab.mask).all() and (rows.ids[:, 0] == vocab.cls).all()
@@ -72,15 +72,15 @@ def test_together_hides_all_chosen_words_of_a_caption():
 def test_rate_is_drawn_by_example():
   source = fakes.Source(tuple(range(60)))
   half = evaluator(source, words="all", rate=0.5)
-  rows = half._rows(half._examples(fakes.params())[0])
+  rows = half._rows(half._examples(fakes.variables())[0])
   assert 40 < len(rows.hidden) < 80
   again = evaluator(source, words="all", rate=0.5, batch_size=7)
-  assert again._rows(again._examples(fakes.params())[0]).hidden == rows.hidden
+  assert again._rows(again._examples(fakes.variables())[0]).hidden == rows.hidden
 
 
 def test_numbers_do_not_depend_on_batches():
   got = [
-    evaluator(words="all", batch_size=b, pairs=p)(fakes.params())
+    evaluator(words="all", batch_size=b, pairs=p)(fakes.variables())
     for b, p in ((1, 1), (4, 3), (32, 64))
   ]
   assert got[0] == got[1] == got[2]
@@ -88,7 +88,7 @@ def test_numbers_do_not_depend_on_batches():
 
 def test_nothing_is_compiled_twice():
   made = evaluator()
-  made(fakes.params()), made(fakes.params(1.0))
+  made(fakes.variables()), made(fakes.variables(1.0))
   assert made._predict.fuse._cache_size() == 1
   assert made._encode.encode._cache_size() == 2  # images, and the blank one
 
@@ -109,7 +109,7 @@ def test_wrong_fields(fields, message):
 
 def test_words_that_are_nowhere():
   with pytest.raises(ValueError, match="zebra.*none of them is in a caption"):
-    evaluator(words=("zebra",))(fakes.params())
+    evaluator(words=("zebra",))(fakes.variables())
 
 
 def test_a_source_that_lists_no_words():
@@ -120,4 +120,4 @@ def test_a_source_that_lists_no_words():
       ]
 
   with pytest.raises(ValueError, match='list no.*set words="all"'):
-    evaluator(Bare(SHADES))(fakes.params())
+    evaluator(Bare(SHADES))(fakes.variables())

@@ -62,7 +62,7 @@ def test_scores_of_the_official_evaluation(monkeypatch):
     mesh=None,
     batch_size=5,
   )
-  got = made(params)
+  got = made({"params": params})
   want = {k.removeprefix("expected/"): data[k] for k in data.files}
   similarity = want["image_embeds"] @ want["text_embeds"].T
   for ours, theirs in (

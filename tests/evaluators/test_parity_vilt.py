@@ -41,7 +41,7 @@ def test_scores_of_all_pairs(monkeypatch):
     mesh=None,
     batch_size=count,
   )
-  made(vilt_test.params_of("vilt_irtr"))
+  made({"params": vilt_test.params_of("vilt_irtr")})
   scores = made.last.score_i2t.reshape(count, count, 1 + others)
   expected = vilt_test.arrays("vilt_irtr", "expected")
   (name,) = [key for key in expected if not key.endswith("_loss")]

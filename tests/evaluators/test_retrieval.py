@@ -24,7 +24,7 @@ def evaluator(source=None, batch_size=4, pretrainer=None, mesh=None, **fields):
 
 
 def test_a_right_model_finds_everything():
-  got = evaluator(rerank=3)(fakes.params())
+  got = evaluator(rerank=3)(fakes.variables())
   for way in ("i2t", "t2i"):
     for k in (1, 5, 10):
       assert got[f"itc/{way}_r{k}"] == got[f"itm/{way}_r{k}"] == 100.0
@@ -34,8 +34,8 @@ def test_a_right_model_finds_everything():
 
 def test_reranking_mends_what_itc_confuses():
   # Off by 13 shades, ITC takes a neighbour; ITM is not off.
-  itc = evaluator()(fakes.params(wrong=13.0))
-  both = evaluator(rerank=3)(fakes.params(wrong=13.0))
+  itc = evaluator()(fakes.variables(wrong=13.0))
+  both = evaluator(rerank=3)(fakes.variables(wrong=13.0))
   assert set(itc) < set(both) and "itm/mean" not in itc
   assert {k: both[k] for k in itc} == itc
   assert itc["itc/t2i_r1"] < 80.0
@@ -44,7 +44,7 @@ def test_reranking_mends_what_itc_confuses():
 
 def test_scores_are_itm_logits_of_the_candidates_and_minus_100_elsewhere():
   made = evaluator(rerank=2, pairs=4)
-  made(fakes.params(wrong=13.0))
+  made(fakes.variables(wrong=13.0))
   last = made.last
   shades = np.array(SHADES, np.float32)
   logits = 0.5 - np.abs(shades[:, None] - shades[None, :])
@@ -63,7 +63,7 @@ def test_scores_are_itm_logits_of_the_candidates_and_minus_100_elsewhere():
 )
 def test_similarity_can_be_added_to_the_logit(how, scale, shift):
   alone, added = evaluator(rerank=2), evaluator(rerank=2, add_similarity=how)
-  alone(fakes.params()), added(fakes.params())
+  alone(fakes.variables()), added(fakes.variables())
   ranked = alone.last.score_i2t > -100
   difference = added.last.score_i2t - alone.last.score_i2t
   joined = (alone.last.similarity + shift) * scale
@@ -79,7 +79,7 @@ def test_a_head_that_knows_nothing_leaves_the_order_of_itc():
   made = evaluator(
     pretrainer=fakes.pretrainer(itm=Undecided()), rerank=5, add_similarity="scaled"
   )
-  got = made(fakes.params(wrong=13.0))
+  got = made(fakes.variables(wrong=13.0))
   assert got["itc/t2i_r1"] == got["itm/t2i_r1"] < 80.0
   assert got["itc/i2t_r1"] == got["itm/i2t_r1"]
 
@@ -88,7 +88,7 @@ def test_a_head_that_knows_nothing_leaves_the_order_of_itc():
 def test_numbers_do_not_depend_on_batches(captions, rerank):
   source = fakes.Source(SHADES, captions=captions)
   got = [
-    evaluator(source, batch_size=b, rerank=rerank, pairs=p)(fakes.params(wrong=20.0))
+    evaluator(source, batch_size=b, rerank=rerank, pairs=p)(fakes.variables(wrong=20.0))
     for b, p in ((1, 1), (4, 7), (32, 512))
   ]
   assert got[0] == got[1] == got[2]
@@ -96,8 +96,8 @@ def test_numbers_do_not_depend_on_batches(captions, rerank):
 
 def test_nothing_is_compiled_twice():
   made = evaluator(fakes.Source(SHADES, captions=2), rerank=4, pairs=8)
-  made(fakes.params())
-  made(fakes.params(wrong=3.0))
+  made(fakes.variables())
+  made(fakes.variables(wrong=3.0))
   for fn in (made._encode_images.encode, made._encode_texts.encode, made._score.fuse):
     assert fn._cache_size() == 1
 
@@ -106,7 +106,7 @@ def test_examples_of_one_image_are_one_image():
   # Rows 0 and 2 are the same picture, each with its own caption.
   source = fakes.Source((50, 90, 50, 130), ids=(7, 3, 7, 5))
   made = evaluator(source)
-  got = made(fakes.params())
+  got = made(fakes.variables())
   np.testing.assert_array_equal(made.last.image_id, [7, 3, 5])
   np.testing.assert_array_equal(made.last.example_index, [0, 1, 3])
   np.testing.assert_array_equal(made.last.text_to_image, [0, 1, 0, 2])
@@ -145,7 +145,7 @@ def test_all_pairs_without_a_contrastive_space(monkeypatch):
   made = evaluator(
     pretrainer=pretrainer, all_pairs=True, objective="text_rank", pairs=7
   )
-  got = made(fakes.params(wrong=13.0))
+  got = made(fakes.variables(wrong=13.0))
   shades = np.array(SHADES, np.float32)
   want = 0.5 - np.abs(shades[:, None] - shades)
   np.testing.assert_allclose(made.last.score_i2t, want, rtol=1e-6)

@@ -100,7 +100,7 @@ def test_accuracy_and_file(tmp_path, how, batch_size):
   listed = {} if how == "generate" else dict(answers=str(tmp_path / "answers.json"))
   found = source(tmp_path)
   got = evaluator(tmp_path, batch_size, found=found, how=how, rank=2, **listed)(
-    fakes.params()
+    fakes.variables()
   )
   # "x" of ten: two say so, who see one other, 1/3; the others see two, 2/3.
   third = (2 / 3 + 8 * 2 / 3) / 10
@@ -138,4 +138,4 @@ def test_what_cannot_be_is_told(tmp_path):
     evaluator(tmp_path, found=fakes.Source((1, 2)), **listed)
   made = evaluator(tmp_path, found=found, how="choose", objective=Answers(5), **listed)
   with pytest.raises(ValueError, match=r"has 3 texts, but objectives\.vqa has 5"):
-    made(fakes.params())
+    made(fakes.variables())

@@ -74,7 +74,7 @@ def test_a_torchscript_archive_is_read_as_its_state_dict():
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_openai_round_trip_is_bit_exact(tmp_path, suffix):
   params = clip.load(ARCHIVE)
-  clip.save(tmp_path / f"clip{suffix}", params, openai=True)
+  clip.save(tmp_path / f"clip{suffix}", params)
   same(reader.load(tmp_path / f"clip{suffix}"), reader.load(ARCHIVE))
 
 
@@ -128,6 +128,18 @@ def test_init_resizes_positions_and_checks_the_layers():
     "model.text.norm_eps=1e-06, but the checkpoint wants 1e-05",
   ):
     assert text in str(e.value)
+
+
+def test_open_clip_resizes_with_antialiasing(tmp_path):
+  params = float32(clip.load(ARCHIVE))
+  clip.save(tmp_path / "clip.pt", params)
+  shapes = abstract(params)
+  shapes["model"]["image"]["posemb"] = jax.ShapeDtypeStruct((10, 128), np.float32)
+  got = clip.init(shapes, path=tmp_path / "clip.pt")["model"]["image"]["posemb"]
+  table = params["model"]["image"]["posemb"]
+  want = posembed.resize_posembed(table, 3, how="antialiased")
+  np.testing.assert_array_equal(got, want)
+  assert np.abs(want - posembed.resize_posembed(table, 3)).max() > 1e-3
 
 
 def test_every_tensor_is_accounted_for(tmp_path):

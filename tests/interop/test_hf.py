@@ -22,6 +22,7 @@ from tests import tiny
 from tests.interop import test_reader
 from vlp_jax import config as config_lib
 from vlp_jax.interop import augreg
+from vlp_jax.interop import clip
 from vlp_jax.interop import hf
 from vlp_jax.interop import hf_bert
 from vlp_jax.interop import hf_vit
@@ -31,6 +32,7 @@ from vlp_jax.interop import timm_vit
 from vlp_jax.models import text
 from vlp_jax.models import vit
 from vlp_jax.models import vlm
+from vlp_jax.models.fusion import co_attention
 from vlp_jax.models.fusion import cross_attention
 from vlp_jax.nn import block
 from vlp_jax.ops import posembed
@@ -175,11 +177,11 @@ def test_several_files(tmp_path):
     part = {k: directory.tensors[k] for k in names if places[k] == file}
     reader.save(tmp_path / file, part)
   (tmp_path / "config.json").write_text(json.dumps(directory.config))
-  (tmp_path / hf.INDEX).write_text(json.dumps({"weight_map": places}))
+  (tmp_path / hf.INDICES[0]).write_text(json.dumps({"weight_map": places}))
   got, want = hf_vit.load(tmp_path), hf_vit.load(REFERENCE / "vit")
   jax.tree.map(np.testing.assert_array_equal, got.params, want.params)
   out = places | {names[0]: "../x.safetensors"}
-  (tmp_path / hf.INDEX).write_text(json.dumps({"weight_map": out}))
+  (tmp_path / hf.INDICES[0]).write_text(json.dumps({"weight_map": out}))
   with pytest.raises(ValueError, match="is no file of this directory"):
     hf_vit.load(tmp_path)
 
@@ -360,6 +362,47 @@ def test_timm_files_come_and_go(tmp_path):
   )
 
 
+def test_deit_with_its_second_token(tmp_path):
+  """dist_token and head_dist of timm; the table has a row more before the patches."""
+  image = dict(hf_vit.load(REFERENCE / "vit").params["model"]["image"])
+  rng = np.random.default_rng(0)
+  image["dist"] = rng.normal(size=32).astype(np.float32)
+  image["posemb"] = rng.normal(size=(2 + 16, 32)).astype(np.float32)
+  heads = {
+    name: dict(kernel=np.ones((32, 5), np.float32), bias=np.zeros(5, np.float32))
+    for name in ("classifier", "distillation_classifier")
+  }
+  path = tmp_path / "deit.pth"
+  params = {"model": {"image": image}} | heads
+  timm_vit.save(path, timm_vit.Checkpoint(params), key="model")
+  assert {"dist_token", "head_dist.bias"} <= reader.load(path).keys()
+  again = timm_vit.load(path, num_heads=4)
+  jax.tree.map(np.testing.assert_array_equal, again.params, params)
+  model = albef_of(res=64)
+  plain = shapes(model)
+  with pytest.raises(ValueError, match="dist_token -> model/image/dist"):
+    initial.load(dict(type="timm_vit", path=str(path)), plain)
+  tower = model.image.clone(distill_token=True, norm_eps=1e-6)
+  model = model.clone(image=tower)
+  got = initial.load(dict(type="timm_vit", path=str(path)), shapes(model), model=model)
+  resized = posembed.resize_posembed(image["posemb"], 8, prefix=2)
+  np.testing.assert_allclose(got["model"]["image"]["posemb"], resized, rtol=1e-6)
+  written = hf_vit.of_model(model, got)
+  assert written.config["model_type"] == "deit" and written.fields["distill_token"]
+  hf_vit.save(tmp_path / "hf", written)
+  back = hf_vit.load(tmp_path / "hf")
+  assert back.fields == written.fields
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    back.params["model"],
+    dict(image=got["model"]["image"]),
+  )
+  with pytest.raises(ValueError, match="distill_token=True wants class_token=True"):
+    vit.Encoder(
+      **again_fields(model), class_token=False, distill_token=True, pool="mean"
+    ).init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
+
+
 def test_what_the_albef_config_starts_from(tmp_path):
   """Its parts fit the tree that it makes: here with small files in their places."""
   spec = config_lib.run(config_lib.load(str(ROOT / "configs" / "albef.py"))).init
@@ -373,6 +416,98 @@ def test_what_the_albef_config_starts_from(tmp_path):
   fresh = [k for k, x in got.items() if isinstance(x, jax.ShapeDtypeStruct)]
   names = ("/cross/", "/norm_cross/", "_proj/", "/temp")
   assert fresh and all(any(name in k for name in names) for k in fresh)
+
+
+def tower_shapes(model):
+  """Abstract parameters of the towers and the fusion of a model."""
+  res = model.image.res
+  image = jax.ShapeDtypeStruct((2, res, res, 3), jnp.float32)
+  ids = jax.ShapeDtypeStruct((2, 6), jnp.int32)
+  mask = jax.ShapeDtypeStruct((2, 6), jnp.bool_)
+
+  def run(m, image, ids, mask):
+    images, words = m.encode_image(image), m.encode_text(ids, mask)
+    if m.fusion is not None:
+      return m.fuse(images, words).x
+    return m.embed_image(images), m.embed_text(words)
+
+  make = lambda *args: model.init(jax.random.key(0), *args, method=run)
+  return dict(model=nn.unbox(jax.eval_shape(make, image, ids, mask)["params"]))
+
+
+def test_what_the_meter_config_starts_from():
+  """CLIP's image tower but for its last layer, on a larger grid, and RoBERTa."""
+  spec = config_lib.run(config_lib.load(str(ROOT / "configs" / "meter.py"))).init
+  archive = ROOT / "tests" / "reference" / "clip_vit" / "model_jit.pt"
+  made = clip.load(archive)["model"]["image"]
+  depth = len(made["blocks"]["norm_attn"]["scale"])
+  image = vit.Encoder(
+    width=128,
+    depth=depth - 1,
+    num_heads=2,
+    mlp_dim=512,
+    patch=8,
+    res=48,
+    norm_pre=True,
+    patch_bias=False,
+    act="quick_gelu",
+    norm_eps=1e-5,
+  )
+  words = hf_bert.load(REFERENCE / "roberta").fields
+  fusion = co_attention.Fusion(
+    text_width=32, image_width=128, depth=1, num_heads=4, mlp_dim=64
+  )
+  model = vlm.VLM(image, text.Encoder(vocab=VOCAB, **words), fusion, embed_dim=None)
+  last = rf"visual\.transformer\.resblocks\.{depth - 1}\..*"
+  assert spec["image"]["skip"] == (last.replace(str(depth - 1), "11"),)
+  spec["image"].update(path=str(archive), skip=(last,))
+  spec["text"]["path"] = str(REFERENCE / "roberta")
+  shapes = tower_shapes(model)
+  got = tree_lib.flatten(initial.load(spec, shapes, model=model))
+  fresh = {k for k, x in got.items() if isinstance(x, jax.ShapeDtypeStruct)}
+  assert fresh == {k for k in got if k.startswith("model/fusion/")}
+  resized = posembed.resize_posembed(made["posemb"], 6)
+  np.testing.assert_allclose(got["model/image/posemb"], resized, rtol=1e-6)
+  kernel = made["blocks"]["mlp"]["up"]["kernel"][: depth - 1]
+  np.testing.assert_array_equal(got["model/image/blocks/mlp/up/kernel"], kernel)
+  with pytest.raises(ValueError, match=r"unknown tensors \(12\):\n.*resblocks"):
+    initial.load(spec | dict(image=spec["image"] | dict(skip=())), shapes, model=model)
+  other = model.clone(image=image.clone(act="gelu"))
+  with pytest.raises(ValueError, match="model.image.act='gelu', but the checkpoint"):
+    initial.load(spec, shapes, model=other)
+
+
+def test_what_the_lit_config_starts_from(tmp_path):
+  """A Vision Transformer of AugReg, whose GELU may be either, and BERT."""
+  spec = config_lib.run(config_lib.load(str(ROOT / "configs" / "lit.py"))).init
+  with pytest.raises(FileNotFoundError, match=r"it is https://storage.*aug_medium1"):
+    initial.load(spec, {})
+  loaded = hf_vit.load(REFERENCE / "vit")
+  path = tmp_path / "B_16.npz"
+  tower = {"model": {"image": loaded.params["model"]["image"]}}
+  augreg.save(path, augreg.Checkpoint(tower))
+  fields = loaded.fields | dict(norm_eps=1e-6, act="gelu_tanh")
+  words = hf_bert.load(REFERENCE / "bert").fields
+  model = vlm.VLM(
+    vit.Encoder(**fields),
+    text.Encoder(vocab=VOCAB, **words),
+    embed_dim=32,
+    project=("text",),
+  )
+  spec["image"]["path"], spec["text"]["path"] = str(path), str(REFERENCE / "bert")
+  shapes = tower_shapes(model)
+  got = tree_lib.flatten(initial.load(spec, shapes, model=model))
+  fresh = {k for k, x in got.items() if isinstance(x, jax.ShapeDtypeStruct)}
+  assert fresh == {"model/text_proj/kernel", "model/text_proj/bias", "model/temp"}
+  other = model.clone(image=model.image.clone(act="relu", norm_eps=1e-12))
+  with pytest.raises(ValueError) as error:
+    initial.load(spec, shapes, model=other)
+  assert "act='relu', but the checkpoint wants 'gelu' or 'gelu_tanh'" in str(
+    error.value
+  )
+  assert "model.image.norm_eps=1e-12, but the checkpoint wants 1e-06" in str(
+    error.value
+  )
 
 
 def test_augreg_files_come_and_go(tmp_path):
@@ -460,6 +595,58 @@ def test_offline_the_error_says_what_to_put_where(monkeypatch):
     "say path=FOLDER",
   ):
     assert text_ in str(error.value)
+
+
+def cached(folder, files):
+  """A cache of huggingface_hub that holds org/name with these files."""
+  commit = "0123456789abcdef0123456789abcdef01234567"
+  repository = folder / "models--org--name"
+  snapshot = repository / "snapshots" / commit
+  snapshot.mkdir(parents=True)
+  (repository / "refs").mkdir()
+  (repository / "refs" / "main").write_text(commit)
+  for file in files:
+    shutil.copy(file, snapshot)
+  return snapshot
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+  """HF_HUB_OFFLINE=1 and HF_HUB_CACHE, which are read when the client is imported."""
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+  return tmp_path
+
+
+def test_a_cached_name_needs_no_network(offline):
+  cached(offline, [REFERENCE / "vit" / f for f in ("config.json", "model.safetensors")])
+  got, want = hf_vit.load("org/name"), hf_vit.load(REFERENCE / "vit")
+  jax.tree.map(np.testing.assert_array_equal, got.params, want.params)
+  with pytest.raises(FileNotFoundError) as error:
+    hf_vit.load("org/other")
+  assert "config.json and model.safetensors of https://huggingface.co/org/other" in str(
+    error.value
+  )
+  assert str(offline) in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_cached_name_of_several_files(offline, suffix):
+  folder = cached(offline, [REFERENCE / "vit" / "config.json"])
+  tensors = hf.read(REFERENCE / "vit").tensors
+  places = {key: f"part-{i % 2}.{suffix}" for i, key in enumerate(sorted(tensors))}
+  index = hf.INDICES[suffix == "bin"]
+  (folder / index).write_text(json.dumps({"weight_map": places}))
+  with pytest.raises(FileNotFoundError, match=r"huggingface\.co/org/name"):
+    hf_vit.load("org/name")
+  for file in set(places.values()):
+    reader.save(folder / file, {k: tensors[k] for k in tensors if places[k] == file})
+  got, want = hf_vit.load("org/name"), hf_vit.load(REFERENCE / "vit")
+  jax.tree.map(np.testing.assert_array_equal, got.params, want.params)
+  (folder / "part-0.safetensors").unlink(missing_ok=True)
+  (folder / "part-0.bin").unlink(missing_ok=True)
+  with pytest.raises(FileNotFoundError, match=r"names part-0\.\w+, which is not there"):
+    hf_vit.load(folder)
 
 
 def test_directories_that_are_none(tmp_path):

@@ -112,6 +112,9 @@ def test_captions():
   close(ours["model/text/word/embedding"], expected[words])
   table = expected["grad/vision_model.embeddings.position_embedding"][0]
   close(ours["model/image/posemb"], table)
+  key = "grad/text_decoder.bert.encoder.layer.1.crossattention.self.key.weight"
+  kernel = ours["model/fusion/blocks/cross/key/kernel"][1]
+  close(kernel.reshape(len(kernel), -1).T, expected[key])
 
 
 def test_matching():
@@ -151,11 +154,12 @@ def test_answers():
     logp = head._decode(ask.Live(), self.model, answers, mask, question)
     losses, _, counted = head._next_words(logp[:, :-1], answers, mask)
     ids = head.generate(self.model, question, settings(3, 8))
-    return losses.sum() / counted.sum(), ids
+    return losses.sum() / counted.sum(), ids, enc.image.x
 
   objective = vqa.Objective(vocab=model.text.vocab, width=model.text.width)
   run, params = apply(model, "vqa", objective, "blip_vqa", call)
-  loss, ids = jax.jit(run)(params)
+  loss, ids, image = jax.jit(run)(params)
+  close(image, expected["vision_last_hidden_state"])
   close(loss, expected["loss"])
   same_text(ids[:, 1:], expected["generate_beam3"][:, 1:])
 
@@ -177,7 +181,31 @@ def test_init_and_what_does_not_fit():
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
   got = hf_blip.init(shapes, path=REFERENCE / "blip_itr")
   jax.tree.map(np.testing.assert_array_equal, got, params)
+  model = model_of("blip_itr", reads=("bidirectional",), embed_dim=20)
+  hf_blip.init(shapes, path=REFERENCE / "blip_itr", model=model)
+  for tower in ("image", "text", "fusion"):
+    wrong = dict(act="quick_gelu", norm_eps=1e-3)
+    other = model.clone(**{tower: getattr(model, tower).clone(**wrong)})
+    with pytest.raises(ValueError) as error:
+      hf_blip.init(shapes, path=REFERENCE / "blip_itr", model=other)
+    for field in ("act='quick_gelu'", "norm_eps=0.001"):
+      assert f"model.{tower}.{field}, but the checkpoint wants" in str(error.value)
   with pytest.raises(ValueError, match=r"text_decoder\.bert\.encoder\.layer\.0"):
     hf_blip.init(shapes, path=REFERENCE / "blip_vqa")
   with pytest.raises(ValueError, match="model_type='bert': want 'blip'"):
     hf_blip.load(REFERENCE / "bert")
+
+
+def test_a_model_of_several_tasks_is_none_of_transformers():
+  params = hf_blip.load(REFERENCE / "blip_itr").params
+  model = model_of("blip_itr", reads=("bidirectional",), embed_dim=20)
+  made = hf_blip.of_model(model, params)
+  said = json.loads((REFERENCE / "blip_itr" / "config.json").read_text())
+  assert made.config["architectures"] == said["architectures"]
+  for section in ("text_config", "vision_config"):
+    for key, value in made.config[section].items():
+      # What the class does not read: the width of a space that it has elsewhere.
+      if key not in ("projection_dim", "bos_token_id"):
+        assert value == said[section][key], (section, key)
+  with pytest.raises(ValueError, match=r"want one objective of lm, itm, vqa"):
+    hf_blip.of_model(model, params | {"objectives_lm": {}})

@@ -7,6 +7,7 @@ Tolerance as in test_parity_albef.py.
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from vlp_jax.data import columns
 from vlp_jax.interop import formats
 from vlp_jax.interop import hf
 from vlp_jax.interop import hf_flava
+from vlp_jax.interop import reader
 from vlp_jax.models import text
 from vlp_jax.models import vit
 from vlp_jax.models import vlm
@@ -37,6 +39,7 @@ WIDTH = FIELDS["fusion"]["width"]
 @dataclasses.dataclass(frozen=True)
 class Vocab:
   size: int = CONFIG["text_config"]["vocab_size"]
+  pad: int = 0
   mask: int = 103
   special: tuple[int, ...] = (101, 102)
 
@@ -57,6 +60,9 @@ HEADS = dict(
   text_mlm=text_mlm.Objective(Vocab(), WIDTH, tied=False),
   mmm=mmm.Objective(Vocab(), WIDTH, codes=50, patches=16),
 )
+
+
+PARTS = ("model", "objectives_mim", "objectives_mmm", "objectives_text_mlm")
 
 
 def close(got, want, name=""):
@@ -164,6 +170,34 @@ def test_starts_a_model():
   other = model().clone(fusion=model().fusion.clone(depth=3))
   with pytest.raises(ValueError, match=r"model\.fusion\.depth=3, there it is 2"):
     hf_flava.init(shapes, path=path, model=other)
+  for tower in ("image", "text", "fusion"):
+    part = getattr(model(), tower).clone(act="relu", norm_eps=1e-3)
+    with pytest.raises(ValueError) as error:
+      hf_flava.init(shapes, path=path, model=model().clone(**{tower: part}))
+    for field in ("act='relu'", "norm_eps=0.001"):
+      assert f"model.{tower}.{field}, there it is" in str(error.value)
+
+
+def test_a_codebook_is_carried_along(tmp_path):
+  """facebook/flava-full has its dVAE beside the model."""
+  path = tmp_path / "whole"
+  shutil.copytree(REFERENCE / "flava_pretraining", path)
+  tensors = hf.read(path).tensors
+  extra = {"image_codebook.blocks.input.weight": np.arange(12, dtype=np.float32)}
+  reader.save(path / "model.safetensors", {**tensors, **extra})
+  loaded = hf_flava.load(path)
+  hf_flava.save(tmp_path / "back", loaded)
+  again = hf.read(tmp_path / "back").tensors
+  assert again.keys() == tensors.keys() | extra.keys()
+  for name, x in extra.items():
+    np.testing.assert_array_equal(again[name], x)
+  made = hf_flava.of_model(model(), {k: loaded.params[k] for k in PARTS})
+  assert made.config["architectures"] == ["FlavaForPreTraining"]
+  assert made.config["image_config"]["vocab_size"] == 50
+  said = json.loads((path / "config.json").read_text())
+  for section in ("image_config", "text_config", "multimodal_config"):
+    for key, value in made.config[section].items():
+      assert value == said[section][key], (section, key)
 
 
 def test_bad_input():

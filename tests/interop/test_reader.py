@@ -5,11 +5,15 @@ in that before 1.6 (views, tied weights, all types), and a whole pickled module.
 """
 
 import collections
+import functools
+import importlib
 import os
 import pathlib
 import pickle
 import re
 import struct
+import subprocess
+import sys
 import zipfile
 
 import ml_dtypes
@@ -136,6 +140,13 @@ def test_npz_of_big_vision_bfloat16(tmp_path):
     reader.load(path)
 
 
+SCRIPTED = b"\x80\x02c__torch__.my.model\nNet\n"
+TENSOR = (
+  b"ctorch._utils\n_rebuild_tensor_v2\n((U\x07storagectorch\n"
+  b"FloatStorage\nU\x010U\x03cpuK\x06tQK\x00K\x06\x85K\x01\x85\x89)tR"
+)
+
+
 class Evil:
   """What it asks for is run by `pickle.load`."""
 
@@ -205,6 +216,174 @@ def test_malicious_pickles_are_refused_and_not_run(tmp_path, protocol):
 def test_other_ways_into_a_pickle_are_refused(tmp_path, code, named):
   with pytest.raises(ValueError, match=named):
     reader.load(archive(tmp_path, b"\x80\x02" + code))
+
+
+class Chain:
+  """Names that may be called, one within the other, around one that may not."""
+
+  def __init__(self, inner):
+    self.inner = inner
+
+  def __reduce__(self):
+    return collections.OrderedDict, ([("x", self.inner)],)
+
+
+def test_what_is_allowed_does_not_carry_what_is_not(tmp_path):
+  marker = tmp_path / "was_run"
+  asked = {
+    "posix system": Evil(os.system, f"touch {marker}"),
+    "builtin.* eval": Evil(eval, "1"),
+    "builtin.* exec": Evil(exec, "1"),
+    "builtin.* getattr": Evil(getattr, "x", "y"),
+    ".* open": Evil(open, str(marker), "w"),
+    "Popen": Evil(subprocess.Popen, ["touch", str(marker)]),
+    "importlib import_module": Evil(importlib.import_module, "os"),
+    ".*pickle loads": Evil(pickle.loads, b""),
+    "functools partial": Evil(functools.partial, os.system),
+  }
+  for name, evil in asked.items():
+    for content in (Chain(Chain(evil)), {"model": Chain(evil)}, [(evil,)]):
+      with pytest.raises(ValueError, match=f"refused: it asks for .*{name}"):
+        reader.load(archive(tmp_path, content))
+  assert not marker.exists()
+
+
+def zipped(folder, files):
+  path = folder / "made.pth"
+  with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as f:
+    for name, content in files.items():
+      f.writestr(name, content)
+  return path
+
+
+def test_archives_that_are_not_as_torch_writes_them(tmp_path):
+  inner = archive(tmp_path, {"x": Evil(os.system, "true")}).read_bytes()
+  with pytest.raises(ValueError, match="damaged"):
+    reader.load(zipped(tmp_path, {"archive/data.pkl": inner}))
+  with pytest.raises(ValueError, match=r"neither of numpy nor of torch.*inner\.pth"):
+    reader.load(zipped(tmp_path, {"inner.pth": inner}))
+  # A path out of the archive is a name like any other, and nothing is unpacked.
+  evil = pickle.dumps({"x": Evil(os.system, "true")}, 2)
+  with pytest.raises(ValueError, match="refused: it asks for posix system"):
+    reader.load(zipped(tmp_path, {"../../data.pkl": evil}))
+  outside = program(0, (6,), (1,)).replace(b"U\x010", b"U\x09../../etc")
+  with pytest.raises(ValueError, match=r"no record data/\.\./\.\./etc"):
+    reader.load(zipped(tmp_path, {"archive/data.pkl": outside}))
+  # Weights that unpack to more than they can be.
+  large = {"archive/data.pkl": program(0, (6,), (1,)), "archive/data/0": bytes(10**8)}
+  with pytest.raises(ValueError, match="data/0 is packed too often"):
+    reader.load(zipped(tmp_path, large))
+
+
+def deep(push, wrap, times):
+  """A value within values; `wrap` makes one of the topmost."""
+  return b"\x80\x02" + push + wrap * times
+
+
+@pytest.mark.parametrize(
+  "code, message",
+  [
+    # A key that is a tuple of tuples without end: its hash would end the process.
+    (b"}" + deep(b")", b"\x85", 10**5)[2:] + b"K\x01s.", "a key that is no plain"),
+    (b"\x8f(" + deep(b")", b"\x85", 10**5)[2:] + b"\x90.", "a key that is no plain"),
+    # Pairs of themselves, 2^60 in all: none may be looked through.
+    (b")" + b"2\x86" * 60 + b".", "instruction DUP"),
+    (b")" + b"q\x00h\x00\x86" * 60 + b".", "holds a tuple"),
+    (b"}U\x01x)" + b"q\x00h\x00\x86" * 60 + b"s.", "no state dict"),
+    (b")" + b"q\x00h\x00\x86" * 60 + b"U\x01a\x93.", "whose name is no text"),
+    (b")" + b"q\x00h\x00\x86" * 60 + b"K\x01\x86Q.", "a persistent tuple of int"),
+    # A storage of more numbers than there are, of less than none, and of none at all.
+    (program(0, (2**62,), (1,))[2:], "of 6 numbers"),
+    (program(0, (2**20,), (1,))[2:], "reaches beyond its storage"),
+    (program(0, (2**62,), (0,))[2:], "of 6 numbers"),
+    (program(2**63, (1,), (1,))[2:], "reaches beyond its storage"),
+    (
+      program(0, (6,), (1,))[2:].replace(b"K\x06tQ", b"J\xff\xff\xff\xfftQ"),
+      "a storage",
+    ),
+    (
+      program(0, (6,), (1,))[2:].replace(b"K\x06tQ", b"J\x00\x00\x00\x7ftQ"),
+      "too short",
+    ),
+    (b"\x8a\xff" + b"\x01" * 10 + b".", "damaged"),
+    (b"B\xff\xff\xff\x7fx.", "damaged"),
+    (b"\x8e\xff\xff\xff\xff\xff\xff\xff\x7fx.", "damaged"),
+    (b"h\x63.", "damaged"),
+    (b"(" * 10, "damaged"),
+  ],
+)
+def test_programs_that_would_stall_or_crash(tmp_path, code, message):
+  with pytest.raises(ValueError, match=message):
+    reader.load(archive(tmp_path, b"\x80\x02" + code))
+
+
+def test_modules_that_stand_for_many(tmp_path):
+  """A module twice within the next, forty times over."""
+  net = b"c__torch__.my.model\nNet\n)\x81"
+  code = b"\x80\x02" + net
+  for _ in range(40):
+    code += b"q\x00" + net + b"}(U\x01ah\x00U\x01bh\x00ub"
+  with pytest.raises(ValueError, match="more than 100,000 modules"):
+    reader.load(archive(tmp_path, code + b"."))
+
+
+def _programs():
+  """Pickles of each kind, for changing."""
+  yield program(0, (2, 3), (3, 1))
+  yield SCRIPTED + b")\x81}(U\x01w" + TENSOR + b"U\x08training\x89ub."
+  yield pickle.dumps({"a": [1, 2.5, (True, None)], "b": {"c": b"xy"}}, 4)
+  yield pickle.dumps({"model": Chain(Evil(os.system, "touch was_run"))}, 2)
+
+
+def test_changed_programs_are_read_or_refused(tmp_path, monkeypatch):
+  """Bytes changed, left out, doubled: nothing runs, and nothing fails otherwise."""
+  monkeypatch.chdir(tmp_path)
+  rng = np.random.default_rng(0)
+  read = refused = 0
+  for whole in _programs():
+    for _ in range(150):
+      content = bytearray(whole)
+      for _ in range(rng.integers(1, 3)):
+        at = int(rng.integers(2, len(content)))
+        change = rng.integers(3)
+        if change == 0:
+          content[at] = rng.integers(256)
+        elif change == 1:
+          del content[at : at + int(rng.integers(1, 4))]
+        else:
+          content[at:at] = content[at : at + int(rng.integers(1, 9))]
+      try:
+        reader.load(archive(tmp_path, bytes(content)))
+        read += 1
+      except ValueError as e:
+        refused += 1
+        assert "made.pth" in str(e) and len(str(e)) < 2_000
+  assert refused > 200 and read > 5
+  assert not (tmp_path / "was_run").exists()
+
+
+def test_reading_needs_no_torch(tmp_path):
+  """Every container, with torch and its kind out of reach."""
+  reader.save(tmp_path / "a.safetensors", tensors())
+  reader.save(tmp_path / "a.npz", tensors())
+  files = [
+    TORCH / "zip.pth",
+    TORCH / "legacy.pth",
+    TORCH.parent / "clip_vit/model_jit.pt",
+  ]
+  files += [tmp_path / "a.safetensors", tmp_path / "a.npz"]
+  code = [
+    "import sys",
+    f"sys.path.insert(0, {str(TORCH.parents[2])!r})",
+    "for name in ('torch', 'transformers', 'safetensors', 'timm', 'open_clip'):",
+    "  sys.modules[name] = None",
+    "from vlp_jax.interop import reader",
+    *(f"assert reader.load({str(file)!r})" for file in files),
+  ]
+  run = subprocess.run(
+    [sys.executable, "-c", "\n".join(code)], capture_output=True, text=True, check=False
+  )
+  assert run.returncode == 0, run.stderr
 
 
 def test_a_pickled_module_is_refused_by_name():
@@ -329,12 +508,6 @@ def test_metadata_of_a_state_dict_is_ignored(tmp_path):
 
 
 # --- TorchScript ----------------------------------------------------------------------
-
-SCRIPTED = b"\x80\x02c__torch__.my.model\nNet\n"
-TENSOR = (
-  b"ctorch._utils\n_rebuild_tensor_v2\n((U\x07storagectorch\n"
-  b"FloatStorage\nU\x010U\x03cpuK\x06tQK\x00K\x06\x85K\x01\x85\x89)tR"
-)
 
 
 def test_modules_of_an_archive_become_one_state_dict(tmp_path):

@@ -197,6 +197,19 @@ def test_a_tpu_is_used_and_nonsense_refused(machine):
   assert "VLP_JAX_ACCELERATOR=abacus: say cpu, cuda or tpu" in done.stderr
 
 
+def test_an_environment_ahead_of_a_job(machine):
+  machine.add_python()
+  script = ROOT / "launch" / "prepare.sh"
+  done = machine.run(script, "cuda")
+  assert done.returncode == 0, done.stderr
+  assert f"ready: {machine.venv}/bin/python" in done.stderr
+  assert machine.run(script).returncode == 0
+  assert machine.installs() == [f"{ROOT}[cuda]", str(ROOT)]
+  assert "say cpu, cuda or tpu" in machine.run(script, "gpu").stderr
+  assert "one argument at most" in machine.run(script, "cuda", "tpu").stderr
+  assert "bash launch/prepare.sh [cpu" in machine.run(script, "--help").stdout
+
+
 def test_quickstart_trains_in_its_workdir(machine):
   machine.add_python()
   script = ROOT / "launch" / "quickstart.sh"

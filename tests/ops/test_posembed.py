@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from vlp_jax.ops import posembed
 
@@ -28,6 +29,43 @@ def test_resize_keeps_prefix_dtype_and_same_grid():
   np.testing.assert_array_equal(got[:2], table[:2])
   assert posembed.resize_posembed(table, 4, prefix=2) is table
   assert posembed.resize_posembed(table[2:], 2, prefix=0).shape == (4, 4)
+
+
+@pytest.mark.parametrize("new", [3, 4, 7, 9])
+def test_antialiased_resize(new):
+  """Against jax's own cubic kernel, and torch's where it is installed."""
+  table = np.random.default_rng(0).normal(size=(2 + 49, 4)).astype(np.float32)
+  got = posembed.resize_posembed(table, new, prefix=2, how="antialiased")
+  np.testing.assert_array_equal(got[:2], table[:2])
+  grid = table[2:].reshape(7, 7, 4)
+  want = jax.image.resize(grid, (new, new, 4), "cubic", antialias=True)
+  got = np.asarray(got[2:]).reshape(new, new, 4)
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("new", [3, 9])
+def test_corners_stay_corners(new):
+  """big_vision's own call."""
+  table = np.random.default_rng(0).normal(size=(49, 4)).astype(np.float32)
+  zoom = (new / 7, new / 7, 1)
+  want = scipy.ndimage.zoom(table.reshape(7, 7, 4), zoom, order=1)
+  got = posembed.resize_posembed(table, new, prefix=0, how="corners")
+  np.testing.assert_allclose(got, want.reshape(-1, 4), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("new", [3, 9])
+def test_resizing_is_that_of_torch(new):
+  torch = pytest.importorskip("torch")
+  table = np.random.default_rng(0).normal(size=(49, 4)).astype(np.float32)
+  grid = torch.tensor(table.reshape(1, 7, 7, 4)).permute(0, 3, 1, 2)
+  for antialias in (False, True):
+    want = torch.nn.functional.interpolate(
+      grid, size=(new, new), mode="bicubic", align_corners=False, antialias=antialias
+    )
+    how = "antialiased" if antialias else "bicubic"
+    got = posembed.resize_posembed(table, new, prefix=0, how=how)
+    want = want.permute(0, 2, 3, 1).reshape(new**2, 4).numpy()
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
 def test_resize_is_linear_and_traceable():

@@ -11,6 +11,8 @@ import pytest
 from tests import tiny
 from tests.evaluators import fakes
 from vlp_jax import report
+from vlp_jax.data import regions
+from vlp_jax.data.sources import scenes
 from vlp_jax.evaluators import retrieval
 from vlp_jax.explain import attention
 from vlp_jax.report import curves
@@ -230,3 +232,13 @@ def test_word_maps_join_pieces(monkeypatch):
   assert got[0].caption == "7 8+50 9" and got[0].maps.shape == (3, 2, 2)
   np.testing.assert_allclose(got[0].maps[1], [[2.5, 3.5], [4.5, 5.5]])
   np.testing.assert_array_equal(got[0].image, batch["image"][1])
+
+
+def test_regions_are_drawn_as_their_boxes():
+  source = scenes.Source(size=4, res=48, regions=5)
+  picture = pictures.reader(source)(1)
+  assert picture.shape == (pictures.SIDE, pictures.SIDE, 3)
+  found = regions.load(source.read(np.array([1]))[0]["image"])
+  left, top, _, _ = (found["boxes"][0] / 48 * (pictures.SIDE - 1)).astype(int)
+  # Of a thing, which is sure, and beside it the page.
+  assert picture[top + 2, left : left + 2].min() < 60 and picture.max() == 255

@@ -1,5 +1,7 @@
 """Steps that are not to be believed: what is left out, remembered, and told."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,8 @@ LR = 0.5
 
 class Line:
   """The smallest pretrainer: loss = sum((a - x)^2) / 2 and a counter."""
+
+  shares = types.MappingProxyType({})
 
   def init(self, rngs, batch):
     return {"params": {"a": jnp.ones(3)}, "memory": {"seen": jnp.int32(0)}}

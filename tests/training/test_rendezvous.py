@@ -10,6 +10,7 @@ import pytest
 from tests import processes
 from vlp_jax.training import cluster
 from vlp_jax.training import rendezvous
+from vlp_jax.training import watch as watch_lib
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def kept(watch):
 def hang_up_afterwards():
   yield
   while MADE:
-    if isinstance(watch := MADE.pop(), rendezvous.Watch):
+    if isinstance(watch := MADE.pop(), watch_lib.Watch):
       watch.close()
 
 

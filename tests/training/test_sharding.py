@@ -212,7 +212,7 @@ def parts():
   """Model, optimiser and their fields that all meshes share."""
   # Width 16, so that 8 divides it; SGD of rate 1 without momentum: the parameters move
   # by their gradient.
-  module = tiny.albef(depth=1, queue=QUEUE)
+  module = tiny.albef(depth=1, queue=QUEUE, dropout=0.1)
   config = optim_lib.Optim(name="sgd", b1=0.0, lr=1.0, schedule="constant", bounds=())
   shapes = step_lib.abstract_params(module, tiny.batch(BATCH))
   return module, *optim_lib.make(config, shapes, total_steps=10)

@@ -1,5 +1,7 @@
 """The step: what it draws, in which order it moves things, and what it tells."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,8 @@ DECAY, LR, BATCH = 0.75, 0.5, 4
 
 class Line:
   """The smallest pretrainer: loss = mean(a - teacher's a)^2 + noise, and a counter."""
+
+  shares = types.MappingProxyType({})
 
   def init(self, rngs, batch):
     return {"params": {"a": jnp.ones(3)}, "memory": {"seen": jnp.int32(0)}}

@@ -26,6 +26,14 @@ NEEDS = {
 }
 
 
+def image(res: int | tuple[int, ...]) -> tuple[tuple[int, ...], str]:
+  """(shape, dtype) of an example's image, for an image encoder of this `res`.
+
+  The side of a square picture, or the shape of the rows that it reads (regions).
+  """
+  return ((res, res, 3), "uint8") if isinstance(res, int) else (res, "float32")
+
+
 def of(objectives: Mapping[str, Any], *, res: int) -> "Columns":
   """What these objectives want of an example whose image is of `res` pixels.
 

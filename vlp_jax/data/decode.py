@@ -7,6 +7,7 @@ tf.image.resize with antialiasing.
 
 import io
 import struct
+from typing import NamedTuple
 
 from PIL import BmpImagePlugin
 from PIL import GifImagePlugin
@@ -33,6 +34,12 @@ class BadRecordError(ValueError):
     self.reason = reason
 
 
+class File(NamedTuple):
+  """An image file, of which nothing has been read yet."""
+
+  data: bytes
+
+
 def open_image(data: bytes) -> Image.Image:
   """The image of a file, of which only the header has been read.
 
@@ -51,7 +58,7 @@ def open_image(data: bytes) -> Image.Image:
     raise
   except Exception as error:  # plugins raise anything on bytes that are no image
     raise BadRecordError(*_reason(error)) from error
-  _check_size(*image.size)
+  check_size(*image.size)
   return image
 
 
@@ -96,10 +103,18 @@ def load_window(
   if shrink > 1 and isinstance(image, JpegImagePlugin.JpegImageFile):
     image.draft(None, (max(1, width // shrink), max(1, height // shrink)))
   image = load(image)
-  x, y = image.width / width, image.height / height
+  return image, scaled(box, (width, height), image.size)
+
+
+def scaled(
+  box: tuple[int, int, int, int], old: tuple[int, int], new: tuple[int, int]
+) -> tuple[int, int, int, int]:
+  """A box in an image of size `old`, (width, height), once it is of size `new`."""
+  left, top, right, bottom = box
+  x, y = new[0] / old[0], new[1] / old[1]
   left, top = round(left * x), round(top * y)
   right, bottom = max(round(right * x), left + 1), max(round(bottom * y), top + 1)
-  return image, (left, top, right, bottom)
+  return left, top, right, bottom
 
 
 def _plugin(data):
@@ -108,14 +123,14 @@ def _plugin(data):
     return JpegImagePlugin.JpegImageFile
   if head.startswith(b"\x89PNG\r\n\x1a\n"):
     if len(data) >= 24:
-      _check_size(*struct.unpack(">II", data[16:24]))
+      check_size(*struct.unpack(">II", data[16:24]))
     return PngImagePlugin.PngImageFile
   if head.startswith((b"GIF87a", b"GIF89a")):
     return GifImagePlugin.GifImageFile
   if head.startswith(b"BM"):
     return BmpImagePlugin.BmpImageFile
   if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-    _check_size(*_webp_size(data))
+    check_size(*_webp_size(data))
     return WebPImagePlugin.WebPImageFile
   raise BadRecordError("no image", f"its bytes are of no {FORMATS} file")
 
@@ -133,7 +148,8 @@ def _webp_size(data):
   return tuple(side & 0x3FFF for side in struct.unpack("<HH", body[6:10]))
 
 
-def _check_size(width, height):
+def check_size(width: int, height: int) -> None:
+  """Raises BadRecordError for an image without pixels, or with too many."""
   if width < 1 or height < 1:
     raise BadRecordError("image without pixels")
   if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:

@@ -55,6 +55,13 @@ def shape_mask(shape: str, diameter: int) -> np.ndarray:
 
 def draw(described: scenes.Scene, *, res: int, rng: np.random.Generator) -> np.ndarray:
   """uint8 [res, res, 3]: the scene, with sizes, places, hues and ground varied."""
+  return draw_with_boxes(described, res=res, rng=rng)[0]
+
+
+def draw_with_boxes(
+  described: scenes.Scene, *, res: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+  """(the picture of `draw`, float32 [T, 4] x1, y1, x2, y2 in pixels of its things)."""
   if res < MIN_RES:
     raise ValueError(
       f"res={res}: small shapes look alike below {MIN_RES} pixels; want more."
@@ -71,12 +78,14 @@ def draw(described: scenes.Scene, *, res: int, rng: np.random.Generator) -> np.n
     for thing in described.things
   ]
   centres = _centres(described, [d / res for d in diameters], between)
+  boxes = []
   for thing, d, (x, y) in zip(described.things, diameters, centres, strict=True):
     left = min(max(round(x * res - d / 2), 0), res - d)
     top = min(max(round(y * res - d / 2), 0), res - d)
     under = image[top : top + d, left : left + d]
     under += shape_mask(thing.shape, d) * (_colour(thing.colour, between) - under)
-  return (image + 0.5).astype(np.uint8)
+    boxes.append((left, top, left + d, top + d))
+  return (image + 0.5).astype(np.uint8), np.array(boxes, np.float32)
 
 
 def _background(res, between):

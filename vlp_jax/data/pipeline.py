@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from vlp_jax.data import columns as columns_lib
+from vlp_jax.data import memory
 from vlp_jax.data import ops_image
 from vlp_jax.data import pp as pp_lib
 
@@ -28,6 +29,7 @@ _log = logging.getLogger("vlp_jax")
 
 # TensorFlow only reads data: it must not take a GPU's memory from the trainer.
 tf.config.set_visible_devices([], "GPU")
+memory.keep()
 
 SEEN_AT_LEAST = 100  # before the share of broken records counts
 # Of the shuffle. TensorFlow's 4 leave data of a few thousand examples nearly in order
@@ -109,6 +111,8 @@ def train_batches(
   block: int = 1,
   columns: columns_lib.Columns | None = None,
   holds: Literal["pairs", "images", "texts"] = "pairs",
+  pieces: int = 1,
+  runs: int = 1,
 ) -> "TrainBatches":
   """Endless batches from position `start` of the run on.
 
@@ -126,6 +130,9 @@ def train_batches(
     columns: what a batch has beside these; None: nothing.
     holds: "images" reads no captions, and batches have no text; "texts" reads no
       images, pp has words on captions alone, and batches have no image.
+    pieces, runs: a batch comes in so many pieces, one after the other. The process's
+      rows are `runs` runs of neighbours, of each of which a piece has an equal part, as
+      `training/accumulate.py` cuts a batch.
 
   Returns:
     Iterator of {"image": uint8 [B, R, R, 3], "text": int32 [B, L], "text_mask": bool
@@ -150,14 +157,22 @@ def train_batches(
     raise ValueError(f"rows={rows.tolist()}: want some of 0 … {batch_size - 1}.")
   if seed < 0 or start < 0:
     raise ValueError(f"seed={seed}, start={start}: want 0 or more.")
+  if len(rows) % (pieces * runs):
+    raise ValueError(
+      f"config: batch_size={batch_size}: the {len(rows)} rows of a process do not make"
+      f" {pieces} pieces of {runs} runs."
+    )
+  rows = rows.reshape(runs, pieces, -1).swapaxes(0, 1).reshape(pieces, -1)
   more = columns or columns_lib.Columns()
   loader = _Loader(source, op, tokenizer, seed, more, holds)
   kinds = {key: t for key, t in COLUMNS.items() if key not in LACKS[holds]}
   kinds |= {name: tf.as_dtype(x.dtype) for name, x in more.empty().items()}
-  loaded: dict[int, Any] = {}  # what is to be told of a batch, by its first position
+  if holds != "texts" and pp_lib.leaves_regions(pp):
+    kinds["image"] = tf.float32
+  loaded: dict[int, Any] = {}  # what is to be told of a piece, by its number
   more_wanted = tf.Variable(True, trainable=False)
 
-  def load(begin, positions, indices):
+  def load(number, positions, indices):
     try:
       batch, broken = loader.batch(positions, indices)
     except Exception as error:
@@ -165,20 +180,21 @@ def train_batches(
       batch = {key: np.zeros(0, t.as_numpy_dtype) for key, t in kinds.items()}
       broken = error
     extra = {key: value for key, value in batch.items() if key not in kinds}
-    loaded[int(begin)] = broken, extra
+    loaded[int(number)] = broken, extra
     return tuple(batch[key] for key in kinds)
 
-  def step(begin):
-    positions = begin + tf.constant(rows, tf.int64)
+  def step(number):
+    begin = start + number // pieces * batch_size
+    positions = begin + tf.gather(tf.constant(rows, tf.int64), number % pieces)
     indices = shuffled(positions, len(source), seed, block=block)
     types = tuple(kinds.values())
-    return begin, tuple(tf.numpy_function(load, (begin, positions, indices), types))
+    return number, tuple(tf.numpy_function(load, (number, positions, indices), types))
 
   parallel = workers or max(1, min(8, _cores() // 2))
   options = tf.data.Options()
   options.deterministic = True
   options.threading.private_threadpool_size = parallel + 1
-  steps = tf.data.Dataset.range(start, tf.int64.max, batch_size)
+  steps = tf.data.Dataset.range(tf.int64.max)
   steps = steps.take_while(lambda _: more_wanted.read_value())
   data = steps.map(step, num_parallel_calls=parallel).prefetch(2).with_options(options)
   return TrainBatches(data, loaded, Bad(max_bad), tuple(kinds), more_wanted)
@@ -210,8 +226,8 @@ class TrainBatches:
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
-    begin, columns = next(self._iterator)
-    broken, extra = self._loaded.pop(int(begin))
+    number, columns = next(self._iterator)
+    broken, extra = self._loaded.pop(int(number))
     if isinstance(broken, Exception):
       raise broken
     batch = dict(zip(self._names, columns, strict=True)) | extra
@@ -562,7 +578,7 @@ def _text(caption):
 
 
 def stack(rows: list[dict[str, Any]]) -> np.ndarray:
-  """uint8 [B, R, R, 3] of the rows' images."""
+  """uint8 [B, R, R, 3] of the rows' images, or float32 [B, N, W] of their regions."""
   shapes = {row["image"].shape for row in rows}
   if len(shapes) > 1:
     raise ValueError(

@@ -14,9 +14,11 @@ import typing
 from typing import Any
 
 from vlp_jax.data import ops_image
+from vlp_jax.data import ops_regions
 from vlp_jax.data.ops_image import Op
 
 IMAGES = ops_image.__name__  # where the words on images are
+REGIONS = ops_regions.__name__  # and the one on regions, in their place
 SIZED = ("fit", "naflex")
 
 
@@ -29,18 +31,22 @@ def parse(text: str) -> Op:
   """
   ops = _ops(text)
   _check_order([name for name, _ in ops if words()[name].__module__ == IMAGES], text)
+  pixels = not leaves_regions(text)
 
   def chain(example, rng):
     for _, op in ops:
       example = op(example, rng)
-    return example | {"image": ops_image.pixels(example["image"])}
+    if pixels:
+      example = example | {"image": ops_image.pixels(example["image"])}
+    return example
 
   return chain
 
 
 def parse_captions(text: str) -> Op:
   """The words of a pp string on captions alone: what they do where no image is read."""
-  ops = [op for name, op in _ops(text) if words()[name].__module__ != IMAGES]
+  on_images = (IMAGES, REGIONS)
+  ops = [op for name, op in _ops(text) if words()[name].__module__ not in on_images]
 
   def chain(example, rng):
     for op in ops:
@@ -58,6 +64,11 @@ def leaves_sizes(text: str) -> bool:
 def leaves_grids(text: str) -> bool:
   """Whether that is the grid of each image's patches, which lie in a row (naflex)."""
   return any(name == "naflex" for name, _ in _ops(text))
+
+
+def leaves_regions(text: str) -> bool:
+  """Whether an example's "image" is rows of a detector's regions, and no pixels."""
+  return any(words()[name].__module__ == REGIONS for name, _ in _ops(text))
 
 
 @functools.cache
@@ -89,6 +100,12 @@ def _ops(text):
 
 def _check_order(names, text):
   """Images come as files: the first word on them decodes them, and no other."""
+  if leaves_regions(text):
+    if names:
+      raise ValueError(
+        f"pp: {text!r}: regions(…) reads no pixels: leave out {', '.join(names)}."
+      )
+    return
   if not names or names[0] != "decode":
     first = f"before {names[0]}" if names else "for the image"
     raise ValueError(f"pp: {text!r} lacks decode {first}: images come as files.")

@@ -89,13 +89,13 @@ class Evaluator:
         f" the {len(begin)} ids of prompt={self.prompt!r}: raise it."
       )
 
-    def write(params, image):
+    def write(variables, image):
       def call(m, image):
         start = jnp.tile(jnp.asarray(begin, jnp.int32), (image.shape[0], 1))
         tokens = m.model.encode_image(image)
         return m.objectives[self.objective].generate(m.model, tokens, start, settings)
 
-      return pretrainer.apply({"params": params}, image, method=call)
+      return pretrainer.apply(variables, image, method=call)
 
     self._place, self._write = place, place.jit(write)
     self._tokenizer, self._file, self._begin = tokenizer, file, begin
@@ -105,9 +105,9 @@ class Evaluator:
     )
     self._source = source
 
-  def __call__(self, params: Any) -> dict[str, float]:
+  def __call__(self, variables: Any) -> dict[str, float]:
     """In hundredths, as papers have them: "bleu_1" … "bleu_4", "rouge_l", "cider"."""
-    captions = self._captions(params)
+    captions = self._captions(variables)
     people = collections.defaultdict(list)
     for batch in self._texts():
       for row in np.flatnonzero(batch["valid"]):
@@ -120,13 +120,13 @@ class Evaluator:
     out["cider"] = 100.0 * float(caption_scores.cider(ours, others).mean())
     return out
 
-  def _captions(self, params):
+  def _captions(self, variables):
     """{image id: caption}, in the source's order; and their file."""
     batches = (
       (batch, (self._place.split(batch["image"]),)) for batch in self._images()
     )
     captions, rows = {}, []
-    for batch, ids in self._place.run(self._write, params, batches):
+    for batch, ids in self._place.run(self._write, variables, batches):
       for row in np.flatnonzero(batch["valid"]):
         image = int(batch["image_id"][row])
         if image not in captions:

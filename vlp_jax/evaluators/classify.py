@@ -60,8 +60,8 @@ class Evaluator:
       objective = m.objectives[self.objective]
       return objective.predict(m.model, image, text, batch.get("image2"), *sizes[1])
 
-    def classes(params, batch):
-      logits = pretrainer.apply({"params": params}, batch, method=predict)
+    def classes(variables, batch):
+      logits = pretrainer.apply(variables, batch, method=predict)
       return logits.argmax(axis=1)
 
     names = ("image", "text", "text_mask", "image2", "image_size", "image2_size")
@@ -78,10 +78,12 @@ class Evaluator:
 
     self._place, self._batches, self._classes = place, batches, place.jit(classes)
 
-  def __call__(self, params: Any) -> dict[str, float]:
+  def __call__(self, variables: Any) -> dict[str, float]:
     """Percentages: "accuracy", and "accuracy_0" … of the examples of each class."""
     right, count = collections.Counter(), collections.Counter()
-    for (label, valid), said in self._place.run(self._classes, params, self._batches()):
+    for (label, valid), said in self._place.run(
+      self._classes, variables, self._batches()
+    ):
       for one, hit in zip(label[valid], (said == label)[valid], strict=True):
         count[int(one)] += 1
         right[int(one)] += int(hit)

@@ -63,13 +63,13 @@ class Evaluator:
 
     self._matches = pairs.fuser(pretrainer, place, matches, step=self.pairs)
 
-  def __call__(self, params: Any) -> dict[str, float]:
+  def __call__(self, variables: Any) -> dict[str, float]:
     """Percentages: "accuracy" over true and random pairs, "accuracy_hard" over true and
     hard ones; and of each kind alone, "true", "random", "hard"."""
-    images = self._encode_images(params, self._batches())
+    images = self._encode_images(variables, self._batches())
     # Without reading the images again.
     columns = {key: images[key] for key in ("text", "text_mask")}
-    texts = self._encode_texts(params, placement.batches(columns, self._batch_size))
+    texts = self._encode_texts(variables, placement.batches(columns, self._batch_size))
     ids = images["image_id"]
     count = len(ids)
     own = np.arange(count)
@@ -77,7 +77,7 @@ class Evaluator:
     similarity = images["z"] @ texts["z"].T
     hard = np.argmax(np.where(ids[:, None] == ids, -np.inf, similarity), axis=1)
     said = self._matches(
-      params,
+      variables,
       images["tokens"],
       texts["tokens"],
       np.repeat(own, 3),

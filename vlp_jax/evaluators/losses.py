@@ -48,10 +48,10 @@ class Evaluator:
       objectives[name] = objective.clone(**fields, parent=None)
     pretrainer = pretrainer.clone(objectives=objectives, parent=None)
 
-    def losses(params, batch, index):
+    def losses(variables, batch, index):
       key = jax.random.fold_in(jax.random.key(self.seed), index)
       rngs = {name: jax.random.fold_in(key, i) for i, name in enumerate(STREAMS)}
-      loss, metrics = pretrainer.apply({"params": params}, batch, rngs=rngs)
+      loss, metrics = pretrainer.apply(variables, batch, rngs=rngs)
       return {"loss": loss} | dict(metrics)
 
     columns = columns_lib.of(objectives, res=pretrainer.model.image.res)
@@ -74,10 +74,10 @@ class Evaluator:
 
     self._place, self._batches, self._losses = place, batches, place.jit(losses)
 
-  def __call__(self, params: Any) -> dict[str, float]:
+  def __call__(self, variables: Any) -> dict[str, float]:
     """{"loss": …, "itc": …, "itc/i2t_r1": …}: as the training's own numbers."""
     totals, weights = collections.Counter(), collections.Counter()
-    for _, means in self._place.run(self._losses, params, self._batches()):
+    for _, means in self._place.run(self._losses, variables, self._batches()):
       for name, mean in means.items():
         totals[name] += float(mean.total)
         weights[name] += float(mean.weight)

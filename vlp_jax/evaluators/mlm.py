@@ -81,10 +81,10 @@ class Evaluator:
     self._predict = pairs.fuser(pretrainer, place, predict, step=self.pairs)
     self._listed = {}
 
-  def __call__(self, params: Any) -> dict[str, float]:
+  def __call__(self, variables: Any) -> dict[str, float]:
     """Percentages "accuracy", "accuracy_blank" and their difference "gain", and the
     same under "{kind}/"."""
-    examples, res = self._examples(params)
+    examples, shape = self._examples(variables)
     rows = self._rows(examples)
     if not rows.example.size:
       raise ValueError(
@@ -94,12 +94,12 @@ class Evaluator:
     texts = (rows.ids, examples["text_mask"][rows.example])
     order = np.arange(len(rows.example))
     seen = self._predict(
-      params, examples["tokens"], texts, rows.example, order, per_image=per_image
+      variables, examples["tokens"], texts, rows.example, order, per_image=per_image
     )
     # Same table shape as above, so that nothing is compiled anew.
     blank = self._predict(
-      params,
-      self._blank(params, res),
+      variables,
+      self._blank(variables, shape),
       texts,
       np.zeros_like(rows.example),
       order,
@@ -118,20 +118,21 @@ class Evaluator:
         out |= {f"{kind}/{k}": v for k, v in _percent(right, chosen).items()}
     return out
 
-  def _examples(self, params):
-    """(columns and image tokens of the whole set, side of the images)."""
-    sides = []
+  def _examples(self, variables):
+    """(columns and image tokens of the whole set, shape of an image)."""
+    shapes = []
 
     def watched():
       for batch in self._batches():
-        sides.append(batch["image"].shape[1])
+        shapes.append(batch["image"].shape[1:])
         yield batch
 
-    return self._encode(params, watched()), sides[0]
+    return self._encode(variables, watched()), shapes[0]
 
-  def _blank(self, params, res):
-    image = np.zeros((self._batch_size, res, res, 3), np.float32)
-    _, tokens = self._encode.encode(params, self._place.split(image))
+  def _blank(self, variables, shape):
+    # The mean of all images; of regions, none.
+    image = np.zeros((self._batch_size, *shape), np.float32)
+    _, tokens = self._encode.encode(variables, self._place.split(image))
     return placement.take(jax.device_get(tokens), np.arange(1))
 
   def _rows(self, examples):

@@ -18,7 +18,7 @@ class Encoder:
   """Runs one tower over a data set.
 
   Attributes:
-    encode: compiled (params, *arrays of `keys`) -> (z [B, E], tokens or None).
+    encode: compiled (variables, *arrays of `keys`) -> (z [B, E], tokens or None).
     place: where.
     keys: of a batch, what the tower wants.
     columns: of a batch, what to keep beside.
@@ -29,12 +29,12 @@ class Encoder:
   keys: tuple[str, ...]
   columns: tuple[str, ...]
 
-  def __call__(self, params: Any, batches: Iterable[dict]) -> dict[str, Any]:
+  def __call__(self, variables: Any, batches: Iterable[dict]) -> dict[str, Any]:
     """Host arrays of the valid rows: "z" float32 [n, E], None where there is no such
     space, "tokens", and the columns."""
     args = ((b, self.place.split(tuple(b[k] for k in self.keys))) for b in batches)
     parts = []
-    for batch, (z, tokens) in self.place.run(self.encode, params, args):
+    for batch, (z, tokens) in self.place.run(self.encode, variables, args):
       row = {k: np.asarray(batch[k]) for k in self.columns}
       z = None if z is None else np.asarray(z, np.float32)
       row |= {"z": z, "tokens": tokens}
@@ -57,12 +57,12 @@ def image_encoder(
   sized: the batches have the "image_size" of images that are padded.
   """
 
-  def encode(params, image, *size):
+  def encode(variables, image, *size):
     def call(m, image, *size):
       out = m.model.encode_image(image, *size)
       return m.model.embed_image(out), out if tokens else None
 
-    return pretrainer.apply({"params": params}, image, *size, method=call)
+    return pretrainer.apply(variables, image, *size, method=call)
 
   keys = ("image", "image_size") if sized else ("image",)
   return Encoder(place.jit(encode), place, keys, columns)
@@ -77,13 +77,13 @@ def text_encoder(
 ) -> Encoder:
   """Encoder of texts."""
 
-  def encode(params, ids, mask):
+  def encode(variables, ids, mask):
     def call(m, ids, mask):
       out = m.model.encode_text(ids, mask)
       words = m.model.words(ids, mask, out) if tokens else None
       return m.model.embed_text(out), words
 
-    return pretrainer.apply({"params": params}, ids, mask, method=call)
+    return pretrainer.apply(variables, ids, mask, method=call)
 
   return Encoder(place.jit(encode), place, ("text", "text_mask"), columns)
 
@@ -95,7 +95,7 @@ class Fuser:
   The image's tokens, by far the largest, travel once for all its pairs of a step.
 
   Attributes:
-    fuse: compiled (params, image Tokens [U, S, D], row int32 [N], texts) -> [N, …].
+    fuse: compiled (variables, image Tokens [U, S, D], row int32 [N], texts) -> [N, …].
     place: where.
     step: N.
   """
@@ -106,7 +106,7 @@ class Fuser:
 
   def __call__(
     self,
-    params: Any,
+    variables: Any,
     images: Any,
     texts: Any,
     image_row: np.ndarray,
@@ -117,7 +117,7 @@ class Fuser:
     """The function's value for each pair, [pairs, …].
 
     Args:
-      params: of the pretrainer.
+      variables: of the pretrainer.
       images, texts: host trees of I and of T rows.
       image_row, text_row: int [pairs], sorted by image.
       per_image: each image has at least so many pairs.
@@ -135,7 +135,7 @@ class Fuser:
         inverse, words = self.place.split(placement.pad(pairs, self.step))
         yield None, (self.place.copy(few), inverse, words)
 
-    out = [x for _, x in self.place.run(self.fuse, params, steps())]
+    out = [x for _, x in self.place.run(self.fuse, variables, steps())]
     return np.concatenate(out)[: len(image_row)]
 
 
@@ -147,9 +147,9 @@ def fuser(
   `step` is rounded up to what the mesh can split.
   """
 
-  def fuse(params, images, row, texts):
+  def fuse(variables, images, row, texts):
     images = jax.tree.map(lambda x: x[row], images)
-    return pretrainer.apply({"params": params}, images, texts, method=call)
+    return pretrainer.apply(variables, images, texts, method=call)
 
   step = -(-step // place.parts) * place.parts
   return Fuser(place.jit(fuse), place, step)

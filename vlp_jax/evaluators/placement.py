@@ -68,16 +68,16 @@ class Placement:
     return jax.jit(fn, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
 
   def run(
-    self, fn: Callable, params: Any, batches: Iterable[tuple[Any, tuple]]
+    self, fn: Callable, variables: Any, batches: Iterable[tuple[Any, tuple]]
   ) -> Iterator[tuple[Any, Any]]:
-    """Yields (note, `fn(params, *args)` on the host) for each (note, args).
+    """Yields (note, `fn(variables, *args)` on the host) for each (note, args).
 
     `args` are on the device. One call is always in flight while the host prepares the
     next batch.
     """
     waiting = []
     for note, args in batches:
-      waiting.append((note, fn(params, *args)))
+      waiting.append((note, fn(variables, *args)))
       if len(waiting) > 1:
         note, result = waiting.pop(0)
         yield note, jax.device_get(result)

@@ -119,27 +119,27 @@ class Evaluator:
       return m.objectives[self.objective].score(m.model, images, texts)
 
     self._score = pairs.fuser(pretrainer, place, score, step=self.pairs)
-    self._inverse_temperature = lambda params: pretrainer.apply(
-      {"params": params}, method=lambda m: m.model.inverse_temperature()
+    self._inverse_temperature = lambda variables: pretrainer.apply(
+      variables, method=lambda m: m.model.inverse_temperature()
     )
 
-  def __call__(self, params: Any) -> dict[str, float]:
+  def __call__(self, variables: Any) -> dict[str, float]:
     """Percentages "itc/i2t_r1" … "itc/mean", "itm/…" where re-ranked, or "all/…" of all
     pairs alone, and "chance/…"."""
-    images = self._encode_images(params, self._images())
-    texts = self._encode_texts(params, self._texts())
+    images = self._encode_images(variables, self._images())
+    texts = self._encode_texts(variables, self._texts())
     image_row, text_row, owner = match(images["image_id"], texts["image_id"])
     images, texts = placement.take(images, image_row), placement.take(texts, text_row)
     if self.all_pairs:
       similarity, name = None, "all"
-      i2t = self._score_all(params, images["tokens"], texts["tokens"])
+      i2t = self._score_all(variables, images["tokens"], texts["tokens"])
       t2i = i2t.T
     else:
       similarity, name = images["z"] @ texts["z"].T, "itc"
       i2t, t2i = similarity, similarity.T
     out = _named(name, metrics.retrieval_recall(i2t, t2i, owner))
     if self.rerank:
-      i2t, t2i = self._rerank(params, similarity, images["tokens"], texts["tokens"])
+      i2t, t2i = self._rerank(variables, similarity, images["tokens"], texts["tokens"])
       out |= _named("itm", metrics.retrieval_recall(i2t, t2i, owner))
     out |= _named("chance", metrics.chance_recall(owner, len(image_row)))
     self.last = Result(
@@ -167,7 +167,7 @@ class Evaluator:
         " evaluation out."
       )
 
-  def _score_all(self, params, images, texts):
+  def _score_all(self, variables, images, texts):
     """float32 [I, T] of every pair, by blocks of images."""
     count, words = len(jax.tree.leaves(images)[0]), len(jax.tree.leaves(texts)[0])
     rows = max(1, BLOCK // words)
@@ -175,7 +175,7 @@ class Evaluator:
     for start in range(0, count, rows):
       some = np.arange(start, min(start + rows, count))
       scores = self._score(
-        params,
+        variables,
         images,
         texts,
         np.repeat(some, words),
@@ -185,7 +185,7 @@ class Evaluator:
       parts.append(scores.reshape(len(some), words))
     return np.concatenate(parts).astype(np.float32)
 
-  def _rerank(self, params, similarity, images, texts):
+  def _rerank(self, variables, similarity, images, texts):
     """(score_i2t [I, T], score_t2i [T, I]): ITM of each query's first K, -100 else."""
     k_texts = min(self.rerank, similarity.shape[1])
     k_images = min(self.rerank, similarity.shape[0])
@@ -197,12 +197,12 @@ class Evaluator:
     image_row, text_row = np.nonzero(i2t | t2i.T)
     scored = np.full(similarity.shape, NOT_RANKED, np.float32)
     scored[image_row, text_row] = self._score(
-      params, images, texts, image_row, text_row, per_image=k_texts
+      variables, images, texts, image_row, text_row, per_image=k_texts
     )
     added = similarity[image_row, text_row]
     if self.add_similarity == "scaled":
       # One more, that all who are ranked stay above those who are not.
-      added = (added + 1) * float(self._inverse_temperature(params))
+      added = (added + 1) * float(self._inverse_temperature(variables))
     if self.add_similarity != "no":
       scored[image_row, text_row] += added
     return np.where(i2t, scored, NOT_RANKED), np.where(t2i, scored.T, NOT_RANKED)

@@ -78,14 +78,14 @@ class Evaluator:
     self._list = self._candidates()
     find = self._finder(tokenizer)
 
-    def answer(params, batch):
+    def answer(variables, batch):
       def call(m, batch):
         sizes = (batch["image_size"],) if "image_size" in batch else ()
         image = m.model.encode_image(batch["image"], *sizes)
         text = m.model.words(batch["text"], batch["text_mask"])
         return find(m.objectives[self.objective], m.model, image, text)
 
-      return pretrainer.apply({"params": params}, batch, method=call)
+      return pretrainer.apply(variables, batch, method=call)
 
     sized = pp_lib.leaves_sizes(pp)
     names = ("image", "text", "text_mask", *(("image_size",) if sized else ()))
@@ -101,11 +101,11 @@ class Evaluator:
     self._place, self._batches, self._answer = place, batches, place.jit(answer)
     self._source, self._tokenizer, self._file = source, tokenizer, file
 
-  def __call__(self, params: Any) -> dict[str, float]:
+  def __call__(self, variables: Any) -> dict[str, float]:
     """Percentages: "vqa_accuracy", and of the types that the source tells,
     "answer_type/…" and "question_type/…"; "questions", how many count."""
     rows, scores = [], collections.defaultdict(list)
-    for at, found in self._place.run(self._answer, params, self._batches()):
+    for at, found in self._place.run(self._answer, variables, self._batches()):
       for index, row in zip(at, found, strict=False):
         (notes,) = self._source.notes(np.array([index]))
         answer = self._text(row)

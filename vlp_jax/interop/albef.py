@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
@@ -34,6 +35,13 @@ NO_MOMENTUM = (
   "model/temp",
   "objectives_itm/head/kernel",
   "objectives_itm/head/bias",
+)
+# models/vit.py and configs/config_bert.json.
+MADE_WITH = made_with_lib.of(
+  image=made_with_lib.TIMM,
+  text=made_with_lib.BERT,
+  fusion=made_with_lib.BERT,
+  decoder=made_with_lib.BERT,
 )
 
 
@@ -130,6 +138,8 @@ def init(
   key: str | None = None,
   skip: Sequence[str] = (),
   fresh: Sequence[str] = (),
+  model: Any = None,
+  made_with: made_with_lib.Made | None = None,
 ) -> dict[str, Any]:
   """Parameters of a model from an official file: `c.init = dict(type="albef", path=…)`.
 
@@ -143,6 +153,7 @@ def init(
       e.g. `text_encoder\\.cls\\..*` where there is no MLM objective.
     fresh: of whole paths of the model that the file does not have. There the result
       holds the leaf of `abstract_params`, for the caller to draw.
+    model, made_with: see `made_with.check`; None: not compared.
 
   Returns:
     The tree of `abstract_params`, of numpy arrays.
@@ -150,6 +161,7 @@ def init(
   Raises:
     FileNotFoundError, ValueError: one error that lists all that does not fit.
   """
+  made_with_lib.check(model, MADE_WITH, path, made_with)
   depths, sizes = _sizes(abstract_params)
   momentum = (r"\w+_m\..*", r"(image|text)_queue", "queue_ptr")
   return rules.from_theirs(

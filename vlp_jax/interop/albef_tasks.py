@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vlp_jax.interop import albef
+from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
@@ -118,6 +119,8 @@ def init(
   key: str | None = None,
   skip: Sequence[str] = (),
   fresh: Sequence[str] = (),
+  model: Any = None,
+  made_with: made_with_lib.Made | None = None,
 ) -> dict[str, Any]:
   """Parameters of a model from a file of its task, or of ALBEF's pretraining.
 
@@ -126,6 +129,7 @@ def init(
 
   Args: as of `albef.init`.
   """
+  made_with_lib.check(model, albef.MADE_WITH, path, made_with)
   task, depths, sizes = _sizes(abstract_params)
   momentum = (r"\w+_m\..*", r"(image|text|idx)_queue", "queue_ptr")
   tensors = reader.load(path, key=key)

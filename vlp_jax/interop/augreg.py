@@ -8,9 +8,12 @@ and "pre_logits" of the older files.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import os
+import pathlib
+import re
 from typing import Any
 
 from vlp_jax.interop import hf_vit
+from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
@@ -25,6 +28,12 @@ SIGNATURE = (
   r"Transformer/posembed_input/pos_embedding",
   r"Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel",
 )
+# Files of AugReg (https://arxiv.org/abs/2106.10270), for who lacks them.
+AUGREG = r"\w+_\d+-i\w+-.*-aug_.*\.npz"
+SOURCE = "https://storage.googleapis.com/vit_models/augreg/"
+# vit_jax has flax's GELU, of tanh; timm, through which ALBEF's kind reads these files,
+# the other one.
+MADE_WITH = dict(act=frozenset({"gelu", "gelu_tanh"}), norm_eps=1e-6)
 HEADS = {"classifier": "head", "pre_logits": "pre_logits"}
 
 
@@ -77,13 +86,23 @@ def init(
   into: str = "model/image",
   skip: Sequence[str] = (),
   fresh: Sequence[str] = (),
+  model: Any = None,
+  made_with: made_with_lib.Made | None = None,
 ) -> dict[str, Any]:
   """The image tower of a model from a file; classifiers are left out.
 
   The table of positions is resized to the model's grid as timm does it for BLIP and
   ViLT, bicubic (vit_jax's own way is bilinear). Arguments and errors are those of
-  `hf_bert.init`.
+  `hf_bert.init`; `made_with` is of the module of that name.
   """
+  file = pathlib.Path(path)
+  if re.fullmatch(AUGREG, file.name) and not file.exists():
+    raise FileNotFoundError(
+      f"no checkpoint file {path}: it is {SOURCE}{file.name}; put it there, or say its"
+      " place in --config.init.image.path=…; --config.init=None starts from nothing."
+    )
+  made = made_with_lib.of(**{into.removeprefix("model/"): MADE_WITH})
+  made_with_lib.check(model, made, path, made_with)
   query = tree_lib.flatten(abstract_params).get(f"{into}/blocks/attn/query/kernel")
   return rules.fill(
     abstract_params,

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
@@ -39,6 +40,13 @@ OWN = {"/attn/": "/attn_causal/", "/norm_attn/": "/norm_attn_causal/"}
 # Upstream has no momentum copy of these: the averaged tree gets the live ones.
 NO_MOMENTUM = r"model/temp|objectives_.*|model/fusion/blocks/\w*attn_causal/.*"
 QUEUES = ("image_queue", "text_queue", "idx_queue", "queue_ptr", "ptr_queue")
+# models/vit.py and configs/med_config.json.
+MADE_WITH = made_with_lib.of(
+  image=made_with_lib.TIMM,
+  text=made_with_lib.BERT,
+  fusion=made_with_lib.BERT,
+  decoder=made_with_lib.BERT,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +175,8 @@ def init(
   key: str | None = None,
   skip: Sequence[str] = (),
   fresh: Sequence[str] = (),
+  model: Any = None,
+  made_with: made_with_lib.Made | None = None,
 ) -> dict[str, Any]:
   """Parameters of a model from an official file: `c.init = dict(type="blip", path=…)`.
 
@@ -175,6 +185,7 @@ def init(
   a retrieval model from a pretraining file skips `text_decoder\\..*`. Both
   cross-attentions of an NLVR2 model begin as the one of a pretraining file.
   """
+  made_with_lib.check(model, MADE_WITH, path, made_with)
   shape, sizes = shape_and_sizes(abstract_params)
   tensors = reader.load(path, key=key)
   return rules.from_theirs(

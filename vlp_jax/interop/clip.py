@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from vlp_jax.interop import dual
+from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
+from vlp_jax.ops import tree as tree_lib
 
 # Only OpenAI's files have it, and those are all made with QuickGELU.
 OPENAI = "input_resolution"
@@ -24,6 +26,7 @@ SIGNATURE = (
   r"visual\.conv1\.weight",
   r"transformer\.resblocks\.0\.attn\.in_proj_weight",
   r"text_projection",
+  r"!visual\.attnpool\..*",  # clip_resnet's
 )
 NORM_EPS = 1e-5  # torch's own
 # What clip/model.py `convert_weights` halves: convolutions, linear layers, attention
@@ -64,7 +67,7 @@ def save(
   path: str | os.PathLike,
   params: Mapping[str, Any],
   *,
-  openai: bool = False,
+  openai: bool | None = None,
   key: str | None = None,
 ) -> None:
   """Writes a file that open_clip, and with `openai` clip's `build_model`, reads.
@@ -72,8 +75,13 @@ def save(
   Args:
     path: .pt or .safetensors, see `reader.save`, also for `key`.
     params: tree of arrays, without boxes; nothing but {"model": …}.
-    openai: with the three numbers, and weights in 16 bits, as OpenAI's files are.
+    openai: with the three numbers, and weights in 16 bits, as OpenAI's files are; None:
+      where the weights are in 16 bits and the norms are not.
   """
+  if openai is None:
+    image = params["model"]["image"]
+    kernel, norm = image["patch"]["kernel"].dtype, image["norm"]["scale"].dtype
+    openai = kernel == np.float16 and norm == np.float32
   tensors = _layout(openai=openai).write(params)
   if openai:
     tensors = {
@@ -92,44 +100,68 @@ def init(
   abstract_params: Mapping[str, Any],
   *,
   path: str | os.PathLike,
+  into: str | None = None,
   key: str | None = None,
   skip: Sequence[str] = (),
   fresh: Sequence[str] = (),
   model: Any = None,
+  made_with: made_with_lib.Made | None = None,
 ) -> dict[str, Any]:
   """Parameters of a model from an official file: `c.init = dict(type="clip", path=…)`.
 
-  The table of image positions is resized to the model's grid, and floats become the
-  model's.
+  The table of image positions is resized to the model's grid, bicubic, and with
+  antialiasing in files of open_clip, which does it so. Floats become the model's.
 
   Args:
     abstract_params: the model's tree, without boxes; leaves have shape and dtype.
     path, key: see `reader.load`.
-    skip: regular expressions of whole names in the file that the model does not use.
+    into: path of an image tower, which alone is filled, without the projection (METER);
+      None: the whole model.
+    skip: regular expressions of whole names in the file that the model does not use,
+      such as layers that the tower does not have.
     fresh: of whole paths of the model that the file does not have. There the result
       holds the leaf of `abstract_params`, for the caller to draw.
     model: the `VLM`: its activation and epsilon must be those of the file. Files of
       open_clip do not tell the activation.
+    made_with: see `made_with`.
 
   Raises:
     FileNotFoundError, ValueError: one error that lists all that does not fit.
   """
   tensors = reader.load(path, key=key)
   openai = OPENAI in tensors
-  if model is not None:
-    made = {f"model.{tower}.norm_eps": NORM_EPS for tower in ("image", "text")}
-    if openai:
-      made |= {f"model.{tower}.act": "quick_gelu" for tower in ("image", "text")}
-    dual.check(made, dual.fields(model, made), str(path))
+  layers = dict(norm_eps=NORM_EPS) | (dict(act="quick_gelu") if openai else {})
+  names = ("image", "text") if into is None else (into.removeprefix("model/"),)
+  made = made_with_lib.of(**dict.fromkeys(names, layers))
+  made_with_lib.check(model, made, path, made_with)
+  if into is not None:
+    return _fill_image(abstract_params, tensors, path, into, skip, fresh)
   return _layout(openai=openai).fit(
     tensors, path, abstract_params, skip=skip, fresh=fresh
   )
 
 
+def _fill_image(abstract_params, tensors, path, into, skip, fresh):
+  """The image tower `into` alone; see `init`."""
+  query = tree_lib.flatten(abstract_params).get(f"{into}/blocks/attn/query/kernel")
+  depth = 0 if query is None else query.shape[0]
+  return rules.fill(
+    abstract_params,
+    [into],
+    {name: x for name, x in tensors.items() if name.startswith("visual.")},
+    towers.clip_vit_rules("visual.", into, depth),
+    sizes={} if query is None else dict(M=query.shape[2]),
+    skip=(r"visual\.proj", *skip),
+    fresh=fresh,
+    what=f"the image tower of {path}, for this model,",
+  )
+
+
 def parameter_rules(depth_image: int, depth_text: int, *, openai: bool) -> rules.Table:
   """The state dict <-> {"model": …} (sizes of `towers`, E embedding)."""
+  how = "bicubic" if openai else "antialiased"
   table = [
-    *towers.clip_vit_rules("visual.", "model/image", depth_image),
+    *towers.clip_vit_rules("visual.", "model/image", depth_image, how=how),
     *towers.clip_text_rules("", "model/text", depth_text),
     rules.Rule("visual.proj", "model/image_proj/kernel", "W E -> W E"),
     rules.Rule("text_projection", "model/text_proj/kernel", "D E -> D E"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
@@ -20,6 +21,9 @@ from vlp_jax.ops import tree as tree_lib
 
 SIGNATURE = (r"visual\.attn_pool\..*", r"text_decoder\.cross_attn\..*")
 BLOCKS = "model/{}/blocks/attn/query/kernel"
+# torch's epsilon, and no QuickGELU (model_configs/coca_*.json).
+LAYERS = dict(act="gelu", norm_eps=1e-5)
+MADE_WITH = made_with_lib.of(image=LAYERS, text=LAYERS, fusion=LAYERS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,12 +96,15 @@ def init(
   key: str | None = None,
   skip: Sequence[str] = (),
   fresh: Sequence[str] = (),
+  model: Any = None,
+  made_with: made_with_lib.Made | None = None,
 ) -> dict[str, Any]:
   """Parameters of a model from such a file: `c.init = dict(type="coca", path=…)`.
 
   The table of image positions is resized to the model's grid. Arguments and errors as
   of `albef.init`.
   """
+  made_with_lib.check(model, MADE_WITH, path, made_with)
   depths, sizes = _sizes(abstract_params)
   return rules.from_theirs(
     reader.load(path, key=key),
@@ -126,7 +133,9 @@ def parameter_rules(
   image, text = f"{ours}model/image", f"{ours}model/text"
   fusion = f"{ours}model/fusion"
   return [
-    *towers.clip_vit_rules("visual.", image, depth_image, pooled="E"),
+    *towers.clip_vit_rules(
+      "visual.", image, depth_image, pooled="E", how="antialiased"
+    ),
     rules.Rule("visual.attn_pool.query", f"{image}/query_pool/query", "Q E -> Q E"),
     *towers.norm_rules("visual.attn_pool.ln_q.", f"{image}/query_pool/norm_query", "E"),
     *towers.norm_rules("visual.attn_pool.ln_k.", f"{image}/query_pool/norm", "W"),

@@ -6,6 +6,7 @@ A layout is a table of rules for two towers, and where in it to look for their s
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import os
+import re
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,17 @@ from vlp_jax.ops import tree as tree_lib
 
 # Where the bias of a sigmoid loss is.
 BIAS = "objectives_itc/bias"
+
+
+# Of a model that was trained here, what no dual encoder of others has: SigLIP 2's
+# decoder, its token for hidden patches, heads of other objectives.
+BESIDE = r"model/decoder/.*|model/image/mask|objectives_(?!itc/bias$).*"
+
+
+def towers_of(params: Mapping[str, Any]) -> dict[str, Any]:
+  """The parameters of a pretrainer without what is `BESIDE` the towers."""
+  leaves = tree_lib.flatten(params)
+  return rules.nest({k: x for k, x in leaves.items() if not re.fullmatch(BESIDE, k)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,34 +123,3 @@ class Layout:
     what = f"{path} is not {self.what}"
     layers = (self.image_layer, self.text_layer)
     return [towers.depth(tensors, layer, what) for layer in layers]
-
-
-def check(found: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
-  """Compares fields of a model, by their paths in the config, with a checkpoint's.
-
-  Args:
-    found: {"model.image.act": what the checkpoint was made with}.
-    wanted: the same of the model.
-    what: the checkpoint, for the message.
-
-  Raises:
-    ValueError: one that lists all that differ; weights would load, and mean nothing.
-  """
-  wrong = [
-    f"  {key}={wanted[key]!r}, but the checkpoint wants {value!r}"
-    for key, value in found.items()
-    if wanted[key] != value
-  ]
-  if wrong:
-    raise ValueError("\n".join([f"{what} was made with other layers:", *wrong]))
-
-
-def fields(model: Any, names: Mapping[str, Any]) -> dict[str, Any]:
-  """{"model.image.act": value} of those fields of a `VLM` that `names` has."""
-  found = {}
-  for name in names:
-    at = model
-    for part in name.split(".")[1:]:
-      at = getattr(at, part)
-    found[name] = at
-  return found

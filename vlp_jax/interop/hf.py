@@ -17,7 +17,11 @@ import numpy as np
 from vlp_jax.interop import reader
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-INDEX = "model.safetensors.index.json"
+# Of weights in several files, in the order of WEIGHTS.
+INDICES = tuple(f"{name}.index.json" for name in WEIGHTS)
+# What holds weights; the first that is there is read, or fetched.
+FILES = (INDICES[0], WEIGHTS[0], INDICES[1], WEIGHTS[1])
+HUB_FILES = (WEIGHTS[0], INDICES[0], WEIGHTS[1], INDICES[1])
 # Their names of activations (transformers/activations.py ACT2FN) and ours.
 ACTIVATIONS = {
   "gelu": "gelu",
@@ -51,14 +55,14 @@ def read(name: str | os.PathLike) -> Directory:
   """
   path = folder(name)
   settings = _json(path / "config.json")
-  if (path / INDEX).is_file():
-    tensors = _shards(path)
+  found = [path / file for file in FILES if (path / file).is_file()]
+  if not found:
+    raise FileNotFoundError(
+      f"{path} has no weights: want {' or '.join(WEIGHTS)} beside its config.json."
+    )
+  if found[0].name in INDICES:
+    tensors = _shards(found[0])
   else:
-    found = [path / file for file in WEIGHTS if (path / file).is_file()]
-    if not found:
-      raise FileNotFoundError(
-        f"{path} has no weights: want {' or '.join(WEIGHTS)} beside its config.json."
-      )
     tensors = reader.load(found[0])
   for old, new in LEGACY.items():
     tensors = {
@@ -135,6 +139,18 @@ def their_activation(name: str) -> str:
   return names.get(name, name)
 
 
+def side(value: Any, where: str) -> int:
+  """Of a square that config.json describes by one number or by two.
+
+  Raises:
+    ValueError: it is no square, which no tower of ours can read.
+  """
+  sides = value if isinstance(value, list | tuple) else [value]
+  if len(set(sides)) != 1:
+    raise ValueError(f"{where}={value}: want a square.")
+  return sides[0]
+
+
 def require(config: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
   """Refuses a config.json with a setting that our towers do not have.
 
@@ -170,20 +186,29 @@ def _json(path):
   return content
 
 
-def _shards(path):
+def _places(index):
+  """{tensor: file beside the index} of an index."""
+  places = _json(index).get("weight_map")
+  if not isinstance(places, dict) or not places:
+    raise ValueError(f"{index}: has no weight_map.")
+  for file in places.values():
+    # A name, not a path: an index may not reach out of its directory.
+    if not isinstance(file, str) or pathlib.PurePath(file).name != file:
+      raise ValueError(f"{index}: {file!r} is no file of this directory.")
+  return places
+
+
+def _shards(index):
   """All tensors of a directory whose weights are several files."""
-  places = _json(path / INDEX).get("weight_map")
-  if not isinstance(places, dict):
-    raise ValueError(f"{path / INDEX}: has no weight_map.")
+  places = _places(index)
   tensors = {}
   for file in sorted(set(places.values())):
-    # A name, not a path: an index may not reach out of its directory.
-    if pathlib.PurePath(file).name != file:
-      raise ValueError(f"{path / INDEX}: {file!r} is no file of this directory.")
-    tensors |= reader.load(path / file)
+    if not (index.parent / file).is_file():
+      raise FileNotFoundError(f"{index} names {file}, which is not there.")
+    tensors |= reader.load(index.parent / file)
   missing = sorted(set(places) - set(tensors))
   if missing:
-    raise ValueError(f"{path}: its files lack {', '.join(missing[:12])}.")
+    raise ValueError(f"{index.parent}: its files lack {', '.join(missing[:12])}.")
   return tensors
 
 
@@ -196,14 +221,24 @@ def _from_hub(name):
   def get(file):
     return pathlib.Path(huggingface_hub.hf_hub_download(name, file))
 
+  def weights():
+    """The first of the files that the repository has, and all that an index names."""
+    for file in HUB_FILES:
+      try:
+        found = get(file)
+      except errors.EntryNotFoundError:
+        # Not there, or offline and not in the cache, where another may be.
+        if file == HUB_FILES[-1]:
+          raise
+      else:
+        if file in INDICES:
+          for part in sorted(set(_places(found).values())):
+            get(part)
+        return
+
   try:
     path = get("config.json").parent
-    try:
-      get(WEIGHTS[0])
-    except errors.LocalEntryNotFoundError:
-      raise
-    except errors.EntryNotFoundError:
-      get(WEIGHTS[1])
+    weights()
   except (errors.HfHubHTTPError, errors.EntryNotFoundError, OSError) as error:
     raise FileNotFoundError(
       f"{name}: no such directory here, and the Hugging Face hub did not give it"

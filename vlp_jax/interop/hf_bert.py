@@ -25,6 +25,7 @@ SIGNATURE = (
   r"(bert\.|roberta\.|)embeddings\.word_embeddings\.weight",
   r"(bert\.|roberta\.|)encoder\.layer\.0\.attention\.self\.query\.weight",
   r"!vis_pe_embed\..*",
+  r"!bert\.img_embeddings\..*",  # uniter's
 )
 KINDS = ("bert", "roberta")
 # Tied or constant: read where they are, not written, as save_pretrained does.

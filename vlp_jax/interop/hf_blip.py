@@ -13,6 +13,7 @@ from typing import Any
 
 from vlp_jax.interop import blip
 from vlp_jax.interop import hf
+from vlp_jax.interop import made_with
 from vlp_jax.interop import rules
 from vlp_jax.ops import tree as tree_lib
 
@@ -31,6 +32,39 @@ NAMES = {
   r"\.attn\.qkv\.": ".self_attn.qkv.",
   r"\.attn\.proj\.": ".self_attn.projection.",
 }
+
+
+# Tied or constant: read where they are, not written, as save_pretrained does.
+UNWRITTEN = ("position_ids", "decoder.weight", "decoder.bias")
+# Our objective -> their class. A directory has one of them.
+CLASSES = {
+  "lm": "BlipForConditionalGeneration",
+  "itm": "BlipForImageTextRetrieval",
+  "vqa": "BlipForQuestionAnswering",
+}
+# What transformers leaves out of config.json where it is the default of the class
+# (configuration_blip.py).
+DEFAULTS = dict(
+  vision_config=dict(
+    hidden_size=768,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    intermediate_size=3072,
+    patch_size=16,
+    image_size=384,
+    layer_norm_eps=1e-5,
+    hidden_act="gelu",
+  ),
+  text_config=dict(
+    hidden_size=768,
+    num_hidden_layers=12,
+    num_attention_heads=8,
+    intermediate_size=3072,
+    max_position_embeddings=512,
+    layer_norm_eps=1e-12,
+    hidden_act="gelu",
+  ),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +104,62 @@ def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
   params = rules.nest({k: x for k, x in leaves.items() if k != "model/temp"})
   what = f"what to write to {path}"
   tensors = rules.to_theirs(params, _table(shape), sizes=sizes, what=what)
-  hf.write(path, checkpoint.config, tensors)
+  written = {name: x for name, x in tensors.items() if not name.endswith(UNWRITTEN)}
+  hf.write(path, checkpoint.config, written)
+
+
+def of_model(model: Any, params: Mapping[str, Any]) -> Checkpoint:
+  """A trained model of BLIP's kind, as transformers' class of its task.
+
+  Args:
+    model: the VLM: config.json says its fields. params: its pretrainer's, arrays
+      without boxes, of one of `CLASSES`; ITC goes with ITM.
+
+  Raises:
+    ValueError: it is of another task, or its layers are not those of any BLIP.
+  """
+  kinds = [name for name in CLASSES if f"objectives_{name}" in params]
+  if len(kinds) != 1:
+    raise ValueError(
+      "transformers has a BLIP for one task each: want one objective of"
+      f" {', '.join(CLASSES)}; the model has {', '.join(sorted(params))}."
+    )
+  blip.shape_and_sizes(params)
+  image, text = model.image, model.text
+  embed = model.embed_dim or text.width
+  tower = lambda module, stack: dict(
+    hidden_size=module.width,
+    num_hidden_layers=stack.depth,
+    num_attention_heads=stack.num_heads,
+    intermediate_size=stack.mlp_dim,
+    hidden_act=hf.their_activation(stack.act),
+    layer_norm_eps=stack.norm_eps,
+  )
+  words = tower(text, model.fusion) | dict(
+    model_type="blip_text_model",
+    encoder_hidden_size=image.width,
+    vocab_size=text.vocab.size,
+    max_position_embeddings=text.length,
+    projection_dim=embed,
+    bos_token_id=text.vocab.cls if text.vocab.dec is None else text.vocab.dec,
+    eos_token_id=text.vocab.sep,
+    sep_token_id=text.vocab.sep,
+    pad_token_id=text.vocab.pad,
+    is_decoder=True,
+  )
+  config = dict(
+    architectures=[CLASSES[kinds[0]]],
+    model_type="blip",
+    projection_dim=embed,
+    image_text_hidden_size=embed,
+    text_config=words,
+    vision_config=tower(image, image)
+    | dict(
+      model_type="blip_vision_model", image_size=image.res, patch_size=image.patch
+    ),
+  )
+  made_with.check(model, _layers(fields_of(config, "it")), "transformers' BLIP")
+  return Checkpoint(dict(params), config)
 
 
 def init(
@@ -79,16 +168,20 @@ def init(
   path: str | os.PathLike,
   skip: Sequence[str] = (),
   fresh: Sequence[str] = (),
+  model: Any = None,
 ) -> dict[str, Any]:
   """Parameters of a model of the same task from a directory or a name of the hub.
 
   The table of image positions is resized to the model's grid. Arguments and errors as
-  of `albef.init`; a model with a temperature says fresh=["model/temp"].
+  of `albef.init`; a model with a temperature says fresh=["model/temp"]. Its layers must
+  be those of config.json.
   """
   directory = hf.read(path)
   what = f"the directory {directory.path}"
   shape, sizes = blip.shape_and_sizes(abstract_params)
-  heads = _heads(fields_of(directory.config, what))
+  fields = fields_of(directory.config, what)
+  made_with.check(model, _layers(fields), directory.path)
+  heads = _heads(fields)
   hf.check(heads, {k: sizes[k] for k in heads}, what=what, model="number of heads")
   return rules.from_theirs(
     directory.tensors,
@@ -110,7 +203,9 @@ def fields_of(config: Mapping[str, Any], what: str) -> dict[str, dict[str, Any]]
   if config.get("model_type") != "blip":
     raise ValueError(f"{what}: model_type={config.get('model_type')!r}: want 'blip'.")
   try:
-    vision, words = config["vision_config"], config["text_config"]
+    vision, words = (
+      default | (config.get(name) or {}) for name, default in DEFAULTS.items()
+    )
     return dict(
       image=dict(
         width=vision["hidden_size"],
@@ -134,6 +229,13 @@ def fields_of(config: Mapping[str, Any], what: str) -> dict[str, dict[str, Any]]
     )
   except KeyError as error:
     raise ValueError(f"{what}: its config.json has no {error}.") from error
+
+
+def _layers(fields):
+  """What no tensor tells of the towers: the stacks of text are all alike."""
+  told = lambda tower: {k: fields[tower][k] for k in ("act", "norm_eps", "num_heads")}
+  words = dict.fromkeys(("text", "fusion", "decoder"), told("text"))
+  return made_with.of(image=told("image"), **words)
 
 
 def _shape(directory, fields):
@@ -160,10 +262,13 @@ def _table(shape):
   """The rules of official files, under the names of transformers."""
   table = []
   for rule in blip.parameter_rules(shape):
-    if isinstance(rule, rules.Constant):
-      continue
-    name = rule.theirs if isinstance(rule.theirs, str) else rule.theirs[0]
-    for official, theirs in NAMES.items():
-      name = re.sub(official, theirs, name)
-    table.append(dataclasses.replace(rule, theirs=name))
+    single = isinstance(rule.theirs, str)
+    names = tuple(map(_renamed, [rule.theirs] if single else rule.theirs))
+    table.append(dataclasses.replace(rule, theirs=names[0] if single else names))
   return table
+
+
+def _renamed(name):
+  for official, theirs in NAMES.items():
+    name = re.sub(official, theirs, name)
+  return name

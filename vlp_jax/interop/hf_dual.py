@@ -15,6 +15,7 @@ import numpy as np
 
 from vlp_jax.interop import dual
 from vlp_jax.interop import hf
+from vlp_jax.interop import made_with
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
 from vlp_jax.models import naflex
@@ -141,7 +142,7 @@ def model_spec(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def of_model(model: Any, params: Mapping[str, Any]) -> Checkpoint:
-  """A model of ours as one of theirs.
+  """A model of ours as one of theirs; what is `dual.BESIDE` the towers is left out.
 
   Args:
     model: the `VLM`: config.json says its fields. Its text encoder's vocabulary tells
@@ -157,8 +158,8 @@ def of_model(model: Any, params: Mapping[str, Any]) -> Checkpoint:
   config = _describe(model, kind)
   # A reader must understand what we write as this model.
   spec = _spec(config, kind)
-  dual.check(_told(spec), _fields(model, spec), LAYOUTS[kind].what)
-  return Checkpoint(dict(params), config)
+  made_with.check(model, _told(spec), LAYOUTS[kind].what)
+  return Checkpoint(dual.towers_of(params), config)
 
 
 def export(params: Mapping[str, Any], kind: str) -> dict[str, np.ndarray]:
@@ -190,8 +191,7 @@ def init(
   directory = hf.read(path)
   config, where = directory.config, directory.path
   spec = _spec(config, where)
-  if model is not None:
-    dual.check(_told(spec), _fields(model, spec), str(where))
+  made_with.check(model, _told(spec), where)
   return LAYOUTS[config["model_type"]].fit(
     directory.tensors, where, abstract_params, skip=skip, fresh=fresh
   )
@@ -378,10 +378,6 @@ def _told(spec):
     elif key not in ("image_mean", "image_std"):
       found[f"model.{key}"] = tuple(value) if isinstance(value, list) else value
   return found
-
-
-def _fields(model, spec):
-  return dual.fields(model, _told(spec))
 
 
 def _describe(model, kind):

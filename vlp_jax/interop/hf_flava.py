@@ -1,7 +1,8 @@
 """FLAVA of Hugging Face's transformers <-> our trees: FlavaModel, FlavaForPreTraining.
 
 Poolers that their towers have and their objectives do not read are kept beside the
-model: "poolers". A codebook is not part of it: masked patches have a column of codes.
+model: "poolers". The codebook of facebook/flava-full (a dVAE, frozen) is
+no part of the model, whose masked patches have a column of codes: it is kept as it is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,17 +26,42 @@ SIGNATURE = (
 TOWERS = {"image": "image_model.", "text": "text_model.", "fusion": "multimodal_model."}
 FUSION_LETTERS = {"W": "A", "G": "B", "M": "J", "h": "j"}
 MIXED = "image_to_mm_projection.weight"
+CODEBOOK = r"image_codebook\..*"
+# Our objectives that FlavaForPreTraining has heads of.
+PRETRAINED = ("objectives_mim", "objectives_mmm", "objectives_text_mlm")
 # Tied to the decoder's bias; save_pretrained leaves them out.
 TIED = ("mim_head", "mlm_head", "mmm_image_head", "mmm_text_head")
 
 
+# What transformers leaves out of config.json where it is the default of the class
+# (configuration_flava.py).
+LAYERS = dict(
+  hidden_size=768,
+  num_hidden_layers=12,
+  num_attention_heads=12,
+  intermediate_size=3072,
+  hidden_act="gelu",
+  layer_norm_eps=1e-12,
+)
+DEFAULTS = dict(
+  image_config=LAYERS | dict(image_size=224, patch_size=16),
+  text_config=LAYERS | dict(max_position_embeddings=512, type_vocab_size=2),
+  multimodal_config=LAYERS | dict(num_hidden_layers=6),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  """params: a tree of ours. config: of config.json. prefix: of their names."""
+  """What a directory holds.
+
+  params: a tree of ours. config: of config.json. prefix: of their names. codebook:
+  {name: tensor} that is carried along.
+  """
 
   params: dict[str, Any]
   config: dict[str, Any]
   prefix: str = "flava."
+  codebook: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def load(path: str | os.PathLike) -> Checkpoint:
@@ -52,14 +78,18 @@ def load(path: str | os.PathLike) -> Checkpoint:
   table = _rules(
     prefix, depths, heads="itm_head.pooler.dense.weight" in directory.tensors
   )
-  params = rules.from_theirs(directory.tensors, table, sizes=_heads(fields), what=what)
-  return Checkpoint(params, directory.config, prefix)
+  params = rules.from_theirs(
+    directory.tensors, table, sizes=_heads(fields), skip=(CODEBOOK,), what=what
+  )
+  is_code = lambda name: rules.matches(name, (CODEBOOK,))
+  codebook = {name: x for name, x in directory.tensors.items() if is_code(name)}
+  return Checkpoint(params, directory.config, prefix, codebook)
 
 
 def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
   """Writes a directory; the tensors that `load` read come back bit by bit."""
   tensors = export(checkpoint.params, checkpoint.prefix)
-  hf.write(path, checkpoint.config, tensors)
+  hf.write(path, checkpoint.config, tensors | checkpoint.codebook)
 
 
 def export(params: Mapping[str, Any], prefix: str = "flava.") -> dict[str, Any]:
@@ -67,6 +97,65 @@ def export(params: Mapping[str, Any], prefix: str = "flava.") -> dict[str, Any]:
   table, sizes = _table(params, prefix, poolers="poolers" in params)
   tensors = rules.to_theirs(params, table, sizes=sizes)
   return {k: x for k, x in tensors.items() if k not in {f"{h}.bias" for h in TIED}}
+
+
+def of_model(model: Any, params: Mapping[str, Any]) -> Checkpoint:
+  """A trained model of FLAVA's kind: FlavaForPreTraining where it has all heads.
+
+  What transformers has no names for (heads of other objectives) is left out, and so is
+  a part of the pretraining heads.
+
+  Args:
+    model: the VLM: config.json says its fields. params: its pretrainer's.
+
+  Raises:
+    ValueError: it is of another kind; lists the fields.
+  """
+  kept = {name: params[name] for name in PRETRAINED if name in params}
+  whole = len(kept) == len(PRETRAINED)
+  kept = {"model": params["model"]} | (kept if whole else {})
+  _table(kept, "flava.", poolers=False)
+  image, words, fusion = model.image, model.text, model.fusion
+  width = fusion.width or words.width
+  stack = lambda tower, width: dict(
+    hidden_size=width,
+    num_hidden_layers=tower.depth,
+    num_attention_heads=tower.num_heads,
+    intermediate_size=tower.mlp_dim,
+    hidden_act=hf.their_activation(tower.act),
+    layer_norm_eps=tower.norm_eps,
+    qkv_bias=True,
+  )
+  config = dict(
+    architectures=["FlavaForPreTraining" if whole else "FlavaModel"],
+    model_type="flava",
+    hidden_size=width,
+    projection_dim=model.embed_dim,
+    init_codebook=False,
+    image_config=stack(image, image.width)
+    | dict(
+      model_type="flava_image_model",
+      patch_size=image.patch,
+      image_size=image.res,
+      num_channels=3,
+      mask_token=image.mask_token,
+    ),
+    text_config=stack(words, words.width)
+    | dict(
+      model_type="flava_text_model",
+      max_position_embeddings=words.length,
+      type_vocab_size=words.types,
+      vocab_size=words.vocab.size,
+      pad_token_id=words.vocab.pad,
+    ),
+    multimodal_config=stack(fusion, width)
+    | dict(model_type="flava_multimodal_model", use_cls_token=True),
+  )
+  if whole:
+    codes = params["objectives_mim"]["decoder"]["kernel"].shape[1]
+    config["image_config"]["vocab_size"] = codes
+  _compare(model, fields_of(config, "the model"), "transformers' FLAVA")
+  return Checkpoint(kept, config)
 
 
 def init(
@@ -88,10 +177,7 @@ def init(
   what = f"the directory {directory.path}"
   fields, prefix = fields_of(directory.config, what), _prefix(directory.tensors)
   if model is not None:
-    for name, found in fields.items():
-      tower = getattr(model, name)
-      own = {field: getattr(tower, field) for field in found}
-      hf.check(found, own, what=what, model=f"model.{name}")
+    _compare(model, fields, what)
   table, sizes = _table(abstract_params, prefix, poolers=False)
   left_out = [rf"{prefix}{theirs}pooler\..*" for theirs in TOWERS.values()]
   return rules.from_theirs(
@@ -99,7 +185,7 @@ def init(
     table,
     sizes=sizes | _heads(fields),
     shapes=abstract_params,
-    skip=(*left_out, *skip),
+    skip=(CODEBOOK, *left_out, *skip),
     fresh=fresh,
     what=f"{what}, for this model,",
   )
@@ -127,7 +213,9 @@ def fields_of(config: Mapping[str, Any], what: str) -> dict[str, dict[str, Any]]
     )
 
   try:
-    image, words = config["image_config"], config["text_config"]
+    image, words, both = (
+      default | (config.get(name) or {}) for name, default in DEFAULTS.items()
+    )
     hf.require(image, dict(mask_token=True), what)
     return dict(
       image=stack(image)
@@ -144,10 +232,18 @@ def fields_of(config: Mapping[str, Any], what: str) -> dict[str, dict[str, Any]]
         norm_pre=True,
         keep_raw=True,
       ),
-      fusion=stack(config["multimodal_config"]),
+      fusion=stack(both),
     )
   except KeyError as error:
     raise ValueError(f"{what}: its config.json has no {error}.") from error
+
+
+def _compare(model, fields, what):
+  for name, found in fields.items():
+    tower = getattr(model, name)
+    own = {field: getattr(tower, field) for field in found}
+    own = {k: v for k, v in own.items() if v is not None or k != "width"}
+    hf.check(found, own, what=what, model=f"model.{name}")
 
 
 def _heads(fields):

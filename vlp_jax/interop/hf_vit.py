@@ -1,12 +1,13 @@
-"""ViT of Hugging Face's transformers (and DeiT without distillation) <-> our ViT.
+"""ViT and DeiT of Hugging Face's transformers <-> our ViT.
 
-Pooler and classifier that a directory has are kept beside the tower: "pooler",
-"classifier".
+Poolers and classifiers that a directory has are kept beside the tower: `HEADS`.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import math
 import os
+import re
 from typing import Any
 
 from vlp_jax.interop import hf
@@ -15,7 +16,7 @@ from vlp_jax.interop import rules
 from vlp_jax.interop import towers
 from vlp_jax.ops import tree as tree_lib
 
-# Sizes: those of `towers`, C classes.
+# Sizes: those of `towers`, C classes, X of the pooler.
 
 PREFIXES = ("vit.", "deit.", "")
 CLS = "embeddings.cls_token"
@@ -25,7 +26,15 @@ SIGNATURE = (
   r"!.*text_embeddings\..*",
 )
 KINDS = ("vit", "deit")
-HEADS = ("pooler", "classifier")
+DIST = "embeddings.distillation_token"
+# Heads, by the names of ours, and what theirs is called; DeiT's model that is read with
+# its teacher has the last two.
+HEADS = {
+  "pooler": "{p}pooler.dense.",
+  "classifier": "classifier.",
+  "cls_classifier": "cls_classifier.",
+  "distillation_classifier": "distillation_classifier.",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +60,11 @@ def load(path: str | os.PathLike) -> Checkpoint:
   directory = hf.read(path)
   what = f"the directory {directory.path}"
   fields, prefix = fields_of(directory.config, what), _prefix(directory)
-  marks = dict(pooler=f"{prefix}pooler.dense.weight", classifier="classifier.weight")
-  has = [name for name in HEADS if marks[name] in directory.tensors]
-  table = tower_rules(prefix, "model/image", fields["depth"])
+  distilled = f"{prefix}{DIST}" in directory.tensors
+  fields |= dict(distill_token=True) if distilled else {}
+  marks = {name: f"{theirs.format(p=prefix)}weight" for name, theirs in HEADS.items()}
+  has = [name for name, mark in marks.items() if mark in directory.tensors]
+  table = tower_rules(prefix, "model/image", fields["depth"], distilled=distilled)
   table += head_rules(prefix, has)
   sizes = dict(M=fields["num_heads"])
   params = rules.from_theirs(directory.tensors, table, sizes=sizes, what=what)
@@ -64,7 +75,8 @@ def load(path: str | os.PathLike) -> Checkpoint:
 def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
   """Writes a directory; the tensors that `load` read come back bit by bit."""
   prefix, params, fields = checkpoint.prefix, checkpoint.params, checkpoint.fields
-  table = tower_rules(prefix, "model/image", fields["depth"])
+  distilled = fields.get("distill_token", False)
+  table = tower_rules(prefix, "model/image", fields["depth"], distilled=distilled)
   table += head_rules(prefix, [name for name in HEADS if name in params])
   sizes = dict(p=fields["patch"], q=fields["patch"])
   what = f"what to write to {path}"
@@ -73,7 +85,7 @@ def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
 
 
 def of_model(model: Any, params: Mapping[str, Any]) -> Checkpoint:
-  """The image tower of a trained model, as a ViTModel without pooler.
+  """The image tower of a trained model, as a ViTModel or DeiTModel without pooler.
 
   Args:
     model: the VLM. params: its pretrainer's, arrays without boxes.
@@ -81,10 +93,12 @@ def of_model(model: Any, params: Mapping[str, Any]) -> Checkpoint:
   Raises:
     ValueError: the tower is of another kind; lists the fields.
   """
-  tower, image = tower_of(model, params), model.image
+  image = model.image
+  tower = tower_of(model, params, distill_token=image.distill_token)
+  kind = "deit" if image.distill_token else "vit"
   config = dict(
-    architectures=["ViTModel"],
-    model_type="vit",
+    architectures=["DeiTModel" if kind == "deit" else "ViTModel"],
+    model_type=kind,
     hidden_size=image.width,
     num_hidden_layers=image.depth,
     num_attention_heads=image.num_heads,
@@ -98,7 +112,9 @@ def of_model(model: Any, params: Mapping[str, Any]) -> Checkpoint:
     hidden_dropout_prob=image.dropout,
     attention_probs_dropout_prob=image.dropout_attention,
   )
-  return Checkpoint(tower, fields_of(config, "the model"), config)
+  fields = fields_of(config, "the model")
+  fields |= dict(distill_token=True) if image.distill_token else {}
+  return Checkpoint(tower, fields, config)
 
 
 def tower_of(
@@ -109,8 +125,8 @@ def tower_of(
   Raises:
     ValueError: it is of another kind; lists the fields.
   """
-  plain = dict(class_token=True, posemb="learned", norm="pre", norm_pre=False)
-  wanted = plain | wanted
+  plain = dict(class_token=True, distill_token=False, posemb="learned")
+  wanted = plain | dict(norm="pre", norm_pre=False) | wanted
   own = {name: getattr(model.image, name) for name in wanted}
   hf.check(wanted, own, what=what, model="model.image")
   return {"model": {"image": params["model"]["image"]}}
@@ -127,8 +143,8 @@ def init(
 ) -> dict[str, Any]:
   """The image tower of a model from a directory or a name of the hub.
 
-  The table of positions is resized to the model's grid; pooler and classifier are left
-  out. Arguments and errors are those of `hf_bert.init`.
+  The table of positions is resized to the model's grid; poolers and classifiers are
+  left out. Arguments and errors are those of `hf_bert.init`.
   """
   directory = hf.read(path)
   what = f"the directory {directory.path}"
@@ -136,12 +152,15 @@ def init(
   if model is not None:
     hf_bert.compare(model, into, fields, what)
   query = tree_lib.flatten(abstract_params).get(f"{into}/blocks/attn/query/kernel")
-  left_out = (rf"{prefix}pooler\..*", r"classifier\..*")
+  left_out = [f"{re.escape(name.format(p=prefix))}.*" for name in HEADS.values()]
+  distilled = f"{prefix}{DIST}" in directory.tensors
   return rules.fill(
     abstract_params,
     [into],
     directory.tensors,
-    tower_rules(prefix, into, 0 if query is None else query.shape[0]),
+    tower_rules(
+      prefix, into, 0 if query is None else query.shape[0], distilled=distilled
+    ),
     sizes=dict(M=fields["num_heads"]),
     skip=(*left_out, *skip),
     fresh=fresh,
@@ -161,8 +180,8 @@ def fields_of(config: Mapping[str, Any], what: str) -> dict[str, Any]:
       depth=config["num_hidden_layers"],
       num_heads=config["num_attention_heads"],
       mlp_dim=config["intermediate_size"],
-      patch=config["patch_size"],
-      res=config["image_size"],
+      patch=hf.side(config["patch_size"], f"{what}: patch_size"),
+      res=hf.side(config["image_size"], f"{what}: image_size"),
       norm="pre",
       norm_eps=config["layer_norm_eps"],
       act=hf.activation(config, what),
@@ -171,15 +190,19 @@ def fields_of(config: Mapping[str, Any], what: str) -> dict[str, Any]:
     raise ValueError(f"{what}: its config.json has no {error}.") from error
 
 
-def tower_rules(prefix: str, ours: str, depth: int) -> rules.Table:
-  """The tower (sizes W G M h L p q)."""
+def tower_rules(
+  prefix: str, ours: str, depth: int, *, distilled: bool = False
+) -> rules.Table:
+  """The tower (sizes W G M h L p q); `distilled`: with DeiT's second token."""
   layers = range(depth)
   embed, blocks = f"{prefix}embeddings.", f"{ours}/blocks"
   layer = f"{prefix}encoder.layer.{{i}}."
   patch = f"{embed}patch_embeddings.projection."
   table = [
     rules.Rule(f"{prefix}{CLS}", f"{ours}/cls", "1 1 W -> W"),
-    towers.posembed_rule(f"{embed}position_embeddings", f"{ours}/posemb"),
+    towers.posembed_rule(
+      f"{embed}position_embeddings", f"{ours}/posemb", 1 + int(distilled)
+    ),
     rules.Rule(f"{patch}weight", f"{ours}/patch/kernel", "W 3 p q -> (p q 3) W"),
     rules.Rule(f"{patch}bias", f"{ours}/patch/bias", "W -> W"),
     *towers.norm_rules(f"{prefix}layernorm.", f"{ours}/norm", "W"),
@@ -199,6 +222,8 @@ def tower_rules(prefix: str, ours: str, depth: int) -> rules.Table:
       rules.Rule(f"{theirs}weight", f"{own}/kernel", "(M h) W -> W M h", layers),
       rules.Rule(f"{theirs}bias", f"{own}/bias", "(M h) -> M h", layers),
     ]
+  if distilled:
+    table.append(rules.Rule(f"{prefix}{DIST}", f"{ours}/dist", "1 1 W -> W"))
   theirs, own = f"{attention}output.dense.", f"{blocks}/attn/out"
   return [
     *table,
@@ -210,10 +235,9 @@ def tower_rules(prefix: str, ours: str, depth: int) -> rules.Table:
 def head_rules(prefix: str, names: Sequence[str]) -> rules.Table:
   """Those of `HEADS` that are named."""
   table = []
-  if "pooler" in names:
-    table += towers.linear_rules(f"{prefix}pooler.dense.", "pooler", "W", "W'")
-  if "classifier" in names:
-    table += towers.linear_rules("classifier.", "classifier", "W", "C")
+  for name in names:
+    out = "X" if name == "pooler" else "C"
+    table += towers.linear_rules(HEADS[name].format(p=prefix), name, "W", out)
   return table
 
 
@@ -232,7 +256,7 @@ def _check_shapes(params, fields, what):
     width=width,
     patch=round((patch / 3) ** 0.5),
     mlp_dim=image["blocks/mlp/up/kernel"].shape[2],
-    res=round((image["posemb"].shape[0] - 1) ** 0.5) * fields["patch"],
+    res=math.isqrt(image["posemb"].shape[0] - 1) * fields["patch"],
   )
   said = {name: fields[name] for name in found}
   hf.check(found, said, what=f"{what} (its tensors)", model="config.json")

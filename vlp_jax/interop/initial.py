@@ -64,6 +64,26 @@ def load(spec: Mapping[str, Any], params: Any, *, model: Any = None) -> Any:
   return rules.nest(filled)
 
 
+def load_memory(spec: Mapping[str, Any], memory: Any) -> Any:
+  """What a run keeps beside its parameters, filled from the same files.
+
+  Args:
+    spec: as of `load`.
+    memory: of the run's train state (unboxed), or its shapes.
+
+  Returns:
+    The tree of `memory`, with the leaf of `memory` where no file has one: a format has
+    some if it exports `memory` (running statistics of batch norm).
+  """
+  parts = [spec] if isinstance(spec.get("type"), str) else spec.values()
+  for part in parts:
+    part = dict(part)
+    module = importlib.import_module(f"vlp_jax.interop.{part.pop('type')}")
+    if hasattr(module, "memory"):
+      memory = module.memory(memory, **part)
+  return memory
+
+
 def formats() -> list[str]:
   """The files of this folder that a model can start from: those with an `init`."""
   files = sorted(pathlib.Path(__file__).parent.glob("*.py"))

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
@@ -37,6 +38,12 @@ UNUSED = (
 )
 HEADS = vilt.HEADS
 TEXT, IMAGE = "text_transformer.", "vit_model.visual."
+# clip_model.py; roberta-base or bert-base-uncased; bert_model.py.
+MADE_WITH = made_with_lib.of(
+  image=dict(act="quick_gelu", norm_eps=1e-5),
+  text=made_with_lib.BERT | dict(norm_eps=frozenset({1e-5, 1e-12})),
+  fusion=dict(act="gelu", norm_eps=1e-12),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +125,8 @@ def init(
   key: str | None = None,
   skip: Sequence[str] = (),
   fresh: Sequence[str] = (),
+  model: Any = None,
+  made_with: made_with_lib.Made | None = None,
 ) -> dict[str, Any]:
   """Parameters of a model from an official file: `c.init = dict(type="meter", path=…)`.
 
@@ -131,10 +140,12 @@ def init(
     skip: regular expressions of whole names in the file that the model does not use,
       e.g. `(mlm|itm)_score\\..*` for a downstream task.
     fresh: of whole paths of the model that the file does not have.
+    model, made_with: see `made_with.check`; None: not compared.
 
   Raises:
     FileNotFoundError, ValueError: one error that lists all that does not fit.
   """
+  made_with_lib.check(model, MADE_WITH, path, made_with)
   table, sizes = _table(abstract_params)
   return rules.from_theirs(
     vilt.with_rank(reader.load(path, key=key), abstract_params),

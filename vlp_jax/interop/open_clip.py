@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vlp_jax.interop import dual
+from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
@@ -62,10 +63,10 @@ def init(
   skip: Sequence[str] = (),
   fresh: Sequence[str] = (),
   model: Any = None,
+  made_with: made_with_lib.Made | None = None,
 ) -> dict[str, Any]:
   """Parameters of a model: see `clip.init` for the arguments and errors."""
-  if model is not None:
-    dual.check(MADE_WITH, dual.fields(model, MADE_WITH), str(path))
+  made_with_lib.check(model, MADE_WITH, path, made_with)
   tensors = reader.load(path, key=key)
   return LAYOUT.fit(tensors, path, abstract_params, skip=skip, fresh=fresh)
 

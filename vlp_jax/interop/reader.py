@@ -42,6 +42,7 @@ SAFETENSORS = {
 }
 # Where training scripts put the state dict: ALBEF and BLIP; Lightning and open_clip.
 KEYS = ("model", "state_dict")
+MOST_MODULES = 100_000  # of a TorchScript archive
 LFS = b"version https://git-lfs"
 # What flipped bits make of a header: zipfile raises the first five.
 DAMAGE = (
@@ -169,14 +170,19 @@ def unwrap(
   return arrays
 
 
-def _parameters(module, path, above=()):
+def _parameters(module, path, above=(), seen=None):
   """{name: tensor} of a TorchScript module and those below it: its state dict."""
   if any(module is other for other in above):
     raise ValueError(f"{path} is damaged: a module lies within itself.")
+  # Modules that several share are read as often: a few could stand for any number.
+  seen = [] if seen is None else seen
+  seen.append(module)
+  if len(seen) > MOST_MODULES:
+    raise ValueError(f"{path} is damaged: it has more than {MOST_MODULES:,} modules.")
   found = {}
   for name, x in module.items():
     if isinstance(x, unpickler.Module):
-      below = _parameters(x, path, (*above, module))
+      below = _parameters(x, path, (*above, module), seen)
       found |= {f"{name}.{key}": tensor for key, tensor in below.items()}
     elif isinstance(x, torch_file.Tensor):
       found[name] = x
@@ -204,7 +210,11 @@ def _is_state_dict(content):
 
 
 def _some(names, most=12):
-  names = [str(name) for name in names] if isinstance(names, dict) else [repr(names)]
+  if not isinstance(names, dict):
+    # What is nested could be of any length.
+    plain = isinstance(names, str | int | float)
+    return repr(names) if plain else f"a {type(names).__name__}"
+  names = [str(name) for name in names]
   more = f" and {len(names) - most} more" if len(names) > most else ""
   return ", ".join(names[:most]) + more
 

@@ -120,9 +120,7 @@ def from_theirs(
   if shapes is not None:
     wanted = tree_lib.flatten(shapes)
     needed = {path for path in wanted if not matches(path, fresh)}
-  known = {
-    name for rule in table if not isinstance(rule, Fill) for name in _their_names(rule)
-  }
+  known = {name for rule in table for name in names(rule)}
   for name in tensors:
     if name not in known:
       faults.add("unknown tensors", f"{name} {list(tensors[name].shape)}")
@@ -130,7 +128,7 @@ def from_theirs(
     (tensors[name].shape, _sides(rule)[0])
     for rule in table
     if isinstance(rule, Rule)
-    for name in _their_names(rule)
+    for name in names(rule)
     if name in tensors
   ]
   sizes = letters.vote(seen, sizes or {})
@@ -277,8 +275,10 @@ def _paths(rule):
   return _tuple(rule.ours)
 
 
-def _their_names(rule, layer=None):
-  """Names of all layers, or of one."""
+def names(rule: Rule | Constant | Fill, layer: int | None = None) -> tuple[str, ...]:
+  """Names of their tensors, of all layers or of one."""
+  if isinstance(rule, Fill):
+    return ()
   if isinstance(rule, Constant):
     return (rule.theirs,)
   layers = [layer] if layer is not None or rule.layers is None else rule.layers
@@ -311,11 +311,11 @@ def _load(rule, tensors, sizes, needed, faults):
   paths = _paths(rule)
   layers = []
   for i in [None] if rule.layers is None else rule.layers:
-    names = _their_names(rule, i)
-    found = [name for name in names if name in tensors]
+    theirs = names(rule, i)
+    found = [name for name in theirs if name in tensors]
     if not found:
       if needed is None or not needed.isdisjoint(paths):
-        text = f"{' or '.join(names)} [{left}], for {', '.join(paths)}"
+        text = f"{' or '.join(theirs)} [{left}], for {', '.join(paths)}"
         faults.add("missing tensors", text)
       continue
     first = tensors[found[0]]
@@ -331,7 +331,8 @@ def _load(rule, tensors, sizes, needed, faults):
     if rule.dtype is not None:
       x = x.astype(rule.dtype[1])
     layers.append(x if len(paths) > 1 else x[None])
-  if len(layers) < (1 if rule.layers is None else len(rule.layers)):
+  # None of them, too, where a tower has no layers.
+  if not layers or len(layers) < (1 if rule.layers is None else len(rule.layers)):
     return {}
   if rule.layers is None:
     return {path: np.asarray(x) for path, x in zip(paths, layers[0], strict=True)}
@@ -366,7 +367,7 @@ def _dump(rule, leaves, sizes, faults):
       return {}
     if rule.dtype is not None:
       x = x.astype(rule.dtype[0])
-    tensors |= dict.fromkeys(_their_names(rule, i), x)
+    tensors |= dict.fromkeys(names(rule, i), x)
   return tensors
 
 
@@ -412,6 +413,6 @@ def _fit(leaves, wanted, table, needed, faults):
       faults.add("wrong types", f"{path}: file {leaf.dtype}, model {want.dtype}")
     fitted[path] = leaf
   for path in leaves.keys() - wanted.keys():
-    names = ", ".join(_tuple(rules[path].theirs)) if path in rules else "-"
-    faults.add("tensors that the model has no place for", f"{names} -> {path}")
+    theirs = ", ".join(_tuple(rules[path].theirs)) if path in rules else "-"
+    faults.add("tensors that the model has no place for", f"{theirs} -> {path}")
   return fitted

@@ -1,16 +1,18 @@
 """ViT in timm's layout (DeiT's .pth files, AugReg in timm) <-> our ViT.
 
 ALBEF and BLIP start their image tower from deit_base_patch16_224-b5f2ef4d.pth. A
-classifier that the file has is kept beside the tower: "classifier".
+classifier that the file has is kept beside the tower: "classifier", and DeiT's second
+one: "distillation_classifier".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import dataclasses
 import os
 import pathlib
 from typing import Any
 
 from vlp_jax.interop import hf_vit
+from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
@@ -19,7 +21,9 @@ from vlp_jax.ops import tree as tree_lib
 # Sizes: those of `towers`, C classes.
 
 SIGNATURE = (r"patch_embed\.proj\.weight", r"blocks\.0\.attn\.qkv\.weight", "pos_embed")
-HEAD = r"head\..*"
+HEAD = r"head(_dist)?\..*"
+# DeiT with distillation: a second token, and a classifier of its own.
+DIST, HEAD_DIST = "dist_token", "head_dist.weight"
 # Where files that configs name are, for who lacks them.
 SOURCES = {
   "deit_base_patch16_224-b5f2ef4d.pth": "https://dl.fbaipublicfiles.com/deit/",
@@ -45,7 +49,7 @@ def load(
   blocks = "blocks.{i}."
   depth = towers.depth(tensors, blocks, f"{path} is no ViT in timm's layout")
   sizes = dict(M=towers.heads(tensors, "norm.weight", num_heads, "num_heads"))
-  table = file_rules(depth, classifier="head.weight" in tensors)
+  table = file_rules(depth, tensors)
   what = f"the ViT {path}"
   return Checkpoint(rules.from_theirs(tensors, table, sizes=sizes, what=what))
 
@@ -57,7 +61,12 @@ def save(
   leaves = tree_lib.flatten(checkpoint.params)
   depth = leaves["model/image/blocks/attn/query/kernel"].shape[0]
   side = round((leaves["model/image/patch/kernel"].shape[0] / 3) ** 0.5)
-  table = file_rules(depth, classifier="classifier/kernel" in leaves)
+  named = {
+    DIST: "model/image/dist",
+    "head.weight": "classifier/kernel",
+    HEAD_DIST: "distillation_classifier/kernel",
+  }
+  table = file_rules(depth, [name for name, ours in named.items() if ours in leaves])
   what = f"what to write to {path}"
   tensors = rules.to_theirs(
     checkpoint.params, table, sizes=dict(p=side, q=side), what=what
@@ -72,6 +81,7 @@ def of_model(model: Any, params: Mapping[str, Any]) -> Checkpoint:
     ValueError: the tower is of another kind; lists the fields.
   """
   told = dict(act="gelu", norm_eps=1e-6)
+  told["distill_token"] = model.image.distill_token
   return Checkpoint(hf_vit.tower_of(model, params, "timm's ViT", **told))
 
 
@@ -83,11 +93,14 @@ def init(
   key: str | None = None,
   skip: Sequence[str] = (),
   fresh: Sequence[str] = (),
+  model: Any = None,
+  made_with: made_with_lib.Made | None = None,
 ) -> dict[str, Any]:
   """The image tower of a model from a file; the classifier is left out.
 
   The table of positions is resized to the model's grid, as ALBEF's official code does
-  it. Arguments and errors are those of `hf_bert.init`; no file tells its heads.
+  it. Arguments and errors are those of `hf_bert.init`; no file tells its heads,
+  and `made_with` is of the module of that name.
 
   into: path of the tower, or {"image": path, "fusion": path}, where the blocks and the
   norm behind them are a fusion's, and the tower has the patches (ViLT).
@@ -105,16 +118,20 @@ def init(
       " nothing."
     )
   image, stack = both["image"], both["fusion"]
+  tower = stack.removeprefix("model/")
+  made = made_with_lib.of(**{tower: made_with_lib.TIMM})
+  made_with_lib.check(model, made, path, made_with)
   query = tree_lib.flatten(abstract_params).get(f"{stack}/blocks/attn/query/kernel")
   depth = 0 if query is None else query.shape[0]
   # Of a fusion the file fills the blocks and their norm, and nothing else.
   below = [image] if stack == image else [image, f"{stack}/blocks", f"{stack}/norm"]
+  tensors = reader.load(path, key=key)
   return rules.fill(
     abstract_params,
     below,
-    reader.load(path, key=key),
+    tensors,
     [
-      *towers.vit_embedding_rules("", image),
+      *towers.vit_embedding_rules("", image, distilled=DIST in tensors),
       *towers.vit_block_rules("", stack, depth),
     ],
     sizes={} if query is None else dict(M=query.shape[2]),
@@ -124,9 +141,11 @@ def init(
   )
 
 
-def file_rules(depth: int, *, classifier: bool) -> rules.Table:
-  """A whole file."""
-  table = towers.vit_rules("", "model/image", depth)
-  if classifier:
+def file_rules(depth: int, names: Collection[str]) -> rules.Table:
+  """A whole file that has these of its names (`DIST`, classifiers)."""
+  table = towers.vit_rules("", "model/image", depth, distilled=DIST in names)
+  if "head.weight" in names:
     table += towers.linear_rules("head.", "classifier", "W", "C")
+  if HEAD_DIST in names:
+    table += towers.linear_rules("head_dist.", "distillation_classifier", "W", "C")
   return table

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import math
 import os
 import pickle
 import re
@@ -55,6 +56,10 @@ DTYPES = {
 # file from before torch 1.6.
 MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY = pickle.dumps(MAGIC, 2)
+# A packed record may be so much larger than the whole file: weights hardly shrink.
+MOST_PACKED = 100
+# Elements of a view that has more of them than its storage.
+MOST_EXPANDED = 2**28
 # TorchScript's mark before the classes of an archive.
 SCRIPTED = "__torch__."
 
@@ -87,14 +92,17 @@ class Tensor:
   def array(self) -> np.ndarray:
     """The view, read-only. Tensors of one storage share their memory."""
     numbers = [self.offset, *self.shape, *self.strides]
-    if not all(type(n) is int and n >= 0 for n in numbers) or (
-      len(self.shape) != len(self.strides)
-    ):
+    if not all(type(n) is int for n in numbers):
+      raise ValueError("a tensor whose shape is no numbers.")
+    if min(numbers) < 0 or len(self.shape) != len(self.strides):
       raise ValueError(f"a tensor of shape {self.shape}, strides {self.strides}.")
     memory = self.storage.memory.view(self.dtype)
     if 0 in self.shape:
       return np.zeros(self.shape, self.dtype)
     reach = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+    # A view may show one number often (`expand`), but not without end.
+    if math.prod(self.shape) > max(memory.size, MOST_EXPANDED):
+      raise ValueError(f"a tensor of shape {self.shape} of {memory.size} numbers.")
     # as_strided checks nothing: beyond this line it would read other memory.
     if self.offset + reach >= memory.size:
       raise ValueError(
@@ -121,13 +129,15 @@ def load_zip(path: str | os.PathLike) -> Any:
     infos = {info.filename: info for info in f.infolist()}
     if f"{root}byteorder" in infos and f.read(f"{root}byteorder") != b"little":
       raise ValueError(f"{path} was written on a big-endian machine.")
-    storages = {}
+    storages, path_size = {}, os.path.getsize(path)
 
     def find(key, dtype, numel):
       if key not in storages:
         info = infos.get(f"{root}data/{key}")
         if info is None:
           raise ValueError(f"{path} is damaged: no record data/{key}.")
+        if info.file_size > path_size * MOST_PACKED:
+          raise ValueError(f"{path} is damaged: data/{key} is packed too often.")
         stored = _stored(f, info, memory)
         if stored.size < numel * dtype.itemsize:
           raise ValueError(f"{path} is damaged: record data/{key} is too short.")
@@ -173,7 +183,7 @@ def load_legacy(path: str | os.PathLike) -> Any:
     content = _run(f, path, find)
     keys = _run(f, path)
     at = f.tell()
-  if not isinstance(keys, list) or set(keys) != set(storages):
+  if not isinstance(keys, list) or set(unpickler.hashable(keys)) != set(storages):
     raise ValueError(f"{path} is damaged: its storages are not those it lists.")
   for key in keys:
     storage = storages[key]
@@ -205,15 +215,33 @@ def _typed(function, kind, args, state):
 
 def _numpy_type(code, *_):
   # A number's type only: an object's could be anything.
-  if not re.fullmatch("[biufc][0-9]+", code):
-    raise unpickler.Refused(f"numpy dtype {code}")
+  if not isinstance(code, str) or not re.fullmatch("[biufc][0-9]{1,2}", code):
+    raise unpickler.Refused(f"numpy dtype {_name(code)}")
   return np.dtype(code)
 
 
 def _encode(text, encoding="latin1"):
   if encoding != "latin1":
-    raise unpickler.Refused(f"_codecs encode {encoding}")
+    raise unpickler.Refused(f"_codecs encode {_name(encoding)}")
   return text.encode("latin1")
+
+
+def _name(x):
+  """Of a value, for messages: a nested one could be of any length."""
+  return x if isinstance(x, str) else getattr(x, "name", type(x).__name__)
+
+
+def _complex(*parts):
+  if not all(isinstance(part, int | float) for part in parts):
+    raise TypeError("a complex number of no numbers")
+  return complex(*parts)
+
+
+def _ordered(items):
+  items = items.items() if isinstance(items, dict) else items
+  pairs = [tuple(pair) for pair in items]
+  unpickler.hashable(key for key, _ in pairs)
+  return dict(pairs)
 
 
 def _scalar(dtype, data):
@@ -229,8 +257,8 @@ CALLS: dict[str, Callable] = {
   "torch._utils _rebuild_parameter_with_state": lambda x, *_: x,
   "torch._tensor _rebuild_from_type_v2": _typed,
   "torch Size": lambda sizes=(): tuple(sizes),
-  "torch device": lambda *parts: ":".join(map(str, parts)),
-  "collections OrderedDict": lambda items=(): dict(items),
+  "torch device": lambda *parts: ":".join(map(_name, parts)),
+  "collections OrderedDict": lambda items=(): _ordered(items),
   "numpy dtype": _numpy_type,
   "numpy.core.multiarray scalar": _scalar,
   "numpy._core.multiarray scalar": _scalar,
@@ -238,8 +266,8 @@ CALLS: dict[str, Callable] = {
 }
 for _module in ("builtins", "__builtin__"):  # Python 3's name, and that of protocol 2.
   CALLS |= {
-    f"{_module} set": lambda items=(): set(items),
-    f"{_module} complex": complex,
+    f"{_module} set": lambda items=(): set(unpickler.hashable(items)),
+    f"{_module} complex": _complex,
   }
 CLASSES = {"torch Tensor", "torch.nn.parameter Parameter"}
 NAMES = {*CALLS, *STORAGES, *DTYPES, *CLASSES}
@@ -249,8 +277,10 @@ def _storage(pid, find):
   """A storage: ("storage", type, key, device, numel[, view])."""
   tag, kind, *rest = pid
   if tag != "storage" or getattr(kind, "name", None) not in STORAGES:
-    raise unpickler.Refused(f"a persistent {tag} of {kind}")
+    raise unpickler.Refused(f"a persistent {_name(tag)} of {_name(kind)}")
   key, _, numel, *view = rest
+  if not isinstance(key, str | int) or type(numel) is not int or numel < 0:
+    raise unpickler.Refused("a storage without a name or size")
   storage = find(str(key), STORAGES[kind.name], int(numel))
   if view and view[0] is not None:
     _, start, numel = view[0]

@@ -32,7 +32,7 @@ def heads(tensors: Mapping[str, Any], norm: str, given: int | None, option: str)
   if width % HEAD_DIM:
     raise ValueError(
       f"{norm} is of width {width}, not a multiple of {HEAD_DIM}; no tensor tells how"
-      f" many heads there are: say {option}=…"
+      f" many heads there are: say {option}=… (vlp-jax convert: --set {option}=…)"
     )
   return width // HEAD_DIM
 
@@ -73,29 +73,43 @@ def norm_rules(
   ]
 
 
-def posembed_rule(theirs: str, ours: str) -> rules.Rule:
-  """A ViT's table of positions, which is resized to the model's grid (sizes L W)."""
-  return rules.Rule(theirs, ours, "1 L W -> L W", fit=resize_to(1))
+def posembed_rule(theirs: str, ours: str, prefix: int = 1) -> rules.Rule:
+  """A ViT's table of positions, which is resized to the model's grid (sizes L W).
+
+  prefix: its rows before those of the patches.
+  """
+  return rules.Rule(theirs, ours, "1 L W -> L W", fit=resize_to(prefix))
 
 
 def vit_rules(
-  theirs: str, ours: str, depth: int, *, class_token: bool = True
+  theirs: str,
+  ours: str,
+  depth: int,
+  *,
+  class_token: bool = True,
+  distilled: bool = False,
 ) -> rules.Table:
   """A Vision Transformer of timm (sizes W G M h L p q)."""
   return [
-    *vit_embedding_rules(theirs, ours, class_token=class_token),
+    *vit_embedding_rules(theirs, ours, class_token=class_token, distilled=distilled),
     *vit_block_rules(theirs, ours, depth),
   ]
 
 
 def vit_embedding_rules(
-  theirs: str, ours: str, fit: Any = None, *, class_token: bool = True
+  theirs: str,
+  ours: str,
+  fit: Any = None,
+  *,
+  class_token: bool = True,
+  distilled: bool = False,
 ) -> rules.Table:
   """Its patches, positions and class token (sizes W L p q).
 
   fit: of the table of positions, see `rules.Rule`; None: resized, bicubic.
+  distilled: with DeiT's token of distillation behind the class token.
   """
-  fit = fit or resize_to(int(class_token))
+  fit = fit or resize_to(int(class_token) + int(distilled))
   table = [
     rules.Rule(f"{theirs}pos_embed", f"{ours}/posemb", "1 L W -> L W", fit=fit),
     rules.Rule(
@@ -103,6 +117,8 @@ def vit_embedding_rules(
     ),
     rules.Rule(f"{theirs}patch_embed.proj.bias", f"{ours}/patch/bias", "W -> W"),
   ]
+  if distilled:
+    table.insert(0, rules.Rule(f"{theirs}dist_token", f"{ours}/dist", "1 1 W -> W"))
   if class_token:
     return [rules.Rule(f"{theirs}cls_token", f"{ours}/cls", "1 1 W -> W"), *table]
   return table
@@ -134,11 +150,17 @@ def vit_block_rules(theirs: str, ours: str, depth: int) -> rules.Table:
 
 
 def clip_vit_rules(
-  theirs: str, ours: str, depth: int, *, pooled: str = "W"
+  theirs: str,
+  ours: str,
+  depth: int,
+  *,
+  pooled: str = "W",
+  how: posembed.How = "bicubic",
 ) -> rules.Table:
   """The Vision Transformer of OpenAI's CLIP without its projection (W G M h L p q).
 
-  pooled: the width of its last norm, which CoCa's pooling makes another.
+  pooled: the width of its last norm, which CoCa's pooling makes another. how: its table
+  of positions is resized, see `resize_to`.
   """
   return [
     rules.Rule(f"{theirs}class_embedding", f"{ours}/cls", "W -> W"),
@@ -146,7 +168,7 @@ def clip_vit_rules(
       f"{theirs}positional_embedding",
       f"{ours}/posemb",
       "L W -> L W",
-      fit=resize_to(1),
+      fit=resize_to(1, how=how),
     ),
     rules.Rule(f"{theirs}conv1.weight", f"{ours}/patch/kernel", "W 3 p q -> (p q 3) W"),
     *norm_rules(f"{theirs}ln_pre.", f"{ours}/norm_pre", "W"),
@@ -312,12 +334,17 @@ _KB = ("kernel", "bias")
 _QKV = ("query", "key", "value")
 
 
-def resize_to(prefix: int) -> Callable[[np.ndarray, tuple[int, ...]], np.ndarray]:
-  """What makes a table of positions, `prefix` rows of it no patches, of other shape."""
+def resize_to(
+  prefix: int, *, how: posembed.How = "bicubic"
+) -> Callable[[np.ndarray, tuple[int, ...]], np.ndarray]:
+  """What makes a table of positions, `prefix` rows of it no patches, of other shape.
+
+  how: see `posembed.resize_posembed`.
+  """
 
   def resize(table, shape):
     grid = round((shape[0] - prefix) ** 0.5)
-    return np.asarray(posembed.resize_posembed(table, grid, prefix=prefix))
+    return np.asarray(posembed.resize_posembed(table, grid, prefix=prefix, how=how))
 
   return resize
 

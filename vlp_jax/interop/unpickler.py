@@ -6,7 +6,7 @@ one. Names of functions and classes stay names: there is no import, no call of a
 but the caller's own functions, no attribute set.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 import dataclasses
 import os
 import pickletools
@@ -75,6 +75,23 @@ def call(function: Any, args: tuple, calls: Calls) -> Any:
   return calls[function.name](*args)
 
 
+PLAIN = (str, bytes, int, float, bool, type(None), Global)
+
+
+def hashable(items: Iterable[Any]) -> list[Any]:
+  """The items, if all can be keys: plain values, and flat tuples of them.
+
+  A hash walks through tuples within tuples without end: a small file could crash or
+  stall who asks for it.
+  """
+  items = list(items)
+  for item in items:
+    parts = item if isinstance(item, tuple) else (item,)
+    if not all(isinstance(part, PLAIN) for part in parts):
+      raise Refused("a key that is no plain value")
+  return items
+
+
 def _build(obj, state):
   if isinstance(obj, Module) and isinstance(state, dict):
     obj.update(state)
@@ -110,7 +127,7 @@ def _execute(program, calls, names, persistent, modules):
     return items
 
   def set_items(items):
-    stack[-1].update(zip(items[::2], items[1::2], strict=True))
+    stack[-1].update(zip(hashable(items[::2]), items[1::2], strict=True))
 
   def scripted(name):
     return modules is not None and name.startswith(modules)
@@ -156,7 +173,7 @@ def _execute(program, calls, names, persistent, modules):
       items = pop_mark()
       stack[-1].extend(items)
     elif name == "ADDITEMS":
-      items = pop_mark()
+      items = hashable(pop_mark())
       stack[-1].update(items)
     elif name == "SETITEM":
       items = [stack.pop(-2), stack.pop()]
@@ -174,6 +191,8 @@ def _execute(program, calls, names, persistent, modules):
       stack.append(named(arg))
     elif name == "STACK_GLOBAL":
       attribute, module = stack.pop(), stack.pop()
+      if not (isinstance(module, str) and isinstance(attribute, str)):
+        raise Refused("a global whose name is no text")
       stack.append(named(f"{module} {attribute}"))
     elif name in ("REDUCE", "NEWOBJ"):
       args = stack.pop()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
@@ -32,6 +33,10 @@ HEADS = {
   "pair_classify": "nlvr2_classifier.0.",
   "text_rank": "rank_output.",
 }
+# vision_transformer.py; BertEmbeddings with the defaults of its config.
+MADE_WITH = made_with_lib.of(
+  text=dict(norm_eps=1e-12), fusion=made_with_lib.TIMM | dict(norm="pre")
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +100,8 @@ def init(
   key: str | None = None,
   skip: Sequence[str] = (),
   fresh: Sequence[str] = (),
+  model: Any = None,
+  made_with: made_with_lib.Made | None = None,
 ) -> dict[str, Any]:
   """Parameters of a model from an official file: `c.init = dict(type="vilt", path=…)`.
 
@@ -107,10 +114,12 @@ def init(
     skip: regular expressions of whole names in the file that the model does not use,
       e.g. `(mlm|itm)_score\\..*` for a downstream task.
     fresh: of whole paths of the model that the file does not have.
+    model, made_with: see `made_with.check`; None: not compared.
 
   Raises:
     FileNotFoundError, ValueError: one error that lists all that does not fit.
   """
+  made_with_lib.check(model, MADE_WITH, path, made_with)
   table, sizes = _table(abstract_params)
   return rules.from_theirs(
     with_rank(reader.load(path, key=key), abstract_params),

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
@@ -25,6 +26,8 @@ SIGNATURE = (
   r"vis_embed\.0\.weight",
   r"vis_pe_embed\.0\.weight",
 )
+# modeling.py BertLayerNorm, whose epsilon no config says.
+MADE_WITH = made_with_lib.of(fusion=dict(act="gelu", norm_eps=1e-5))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +89,8 @@ def init(
   key: str | None = None,
   skip: Sequence[str] = (),
   fresh: Sequence[str] = (),
+  model: Any = None,
+  made_with: made_with_lib.Made | None = None,
 ) -> dict[str, Any]:
   """Parameters of a model from an official file: `c.init = dict(type="vlp", path=…)`.
 
@@ -94,10 +99,12 @@ def init(
     path, key: see `reader.load`.
     skip: regular expressions of whole names in the file that the model does not use.
     fresh: of whole paths of the model that the file does not have.
+    model, made_with: see `made_with.check`; None: not compared.
 
   Raises:
     FileNotFoundError, ValueError: one error that lists all that does not fit.
   """
+  made_with_lib.check(model, MADE_WITH, path, made_with)
   table, sizes = _table(abstract_params)
   return rules.from_theirs(
     reader.load(path, key=key),

@@ -20,7 +20,7 @@ from vlp_jax.ops import posembed
 
 
 class Encoder(nn.Module):
-  """Image [B, R, R, 3] -> Tokens of [B, P (+ 1), D].
+  """Image [B, R, R, 3] -> Tokens of [B, P (+ 1 or 2), D].
 
   Attributes:
     width, depth, num_heads, mlp_dim: sizes of the stack. Depth 0 only embeds patches,
@@ -29,6 +29,8 @@ class Encoder(nn.Module):
     stem: what makes tokens of pixels: one linear map of each patch, or a few strided
       convolutions (`nn/stem.py`), which learn from fewer images.
     class_token: prepends a learned token.
+    distill_token: and another one behind it (DeiT, https://arxiv.org/abs/2012.12877,
+      section 3: there a teacher's prediction is learned from it).
     pool: how `pool` makes one vector of the tokens.
     posemb: learned table, or fixed sin-cos of MAE. Images of another size than `res`
       get the learned table resampled, bicubic, as ALBEF does.
@@ -53,6 +55,7 @@ class Encoder(nn.Module):
   res: int
   stem: Literal["patch", "conv"] = "patch"
   class_token: bool = True
+  distill_token: bool = False
   pool: pool_lib.Kind = "first"
   posemb: Literal["learned", "sincos2d"] = "learned"
   norm: block.Norm = "pre"
@@ -112,11 +115,15 @@ class Encoder(nn.Module):
         f"model.image.drop_patches={self.drop_patches}: wants a share, 0 or more and"
         " less than 1."
       )
-    prefix = int(self.class_token)
+    if self.distill_token and not self.class_token:
+      raise ValueError("model.image.distill_token=True wants class_token=True.")
+    prefix = self._prefix()
     grid = self.res // self.patch
     small = axes.kernel_init(0.02, trunk)
     if self.class_token:
       self.cls = self.param("cls", axes.boxed(small, "embed"), (trunk,))
+    if self.distill_token:
+      self.dist = self.param("dist", axes.boxed(small, "embed"), (trunk,))
     if self.mask_token:
       self.hidden_patch = self.param("mask", axes.boxed(small, "embed"), (trunk,))
     if self.posemb == "learned":
@@ -160,10 +167,12 @@ class Encoder(nn.Module):
         raise ValueError("hidden patches want model.image.mask_token=True.")
       x = jnp.where(hidden[..., None], self.hidden_patch.astype(x.dtype), x)
     grid = image.shape[1] // self.patch
-    prefix = int(self.class_token)
-    if self.class_token:
-      cls = jnp.broadcast_to(self.cls.astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
-      x = jnp.concatenate([cls, x], axis=1)
+    prefix = self._prefix()
+    if prefix:
+      first = [self.cls, self.dist] if self.distill_token else [self.cls]
+      first = jnp.stack(first).astype(x.dtype)
+      first = jnp.broadcast_to(first, (x.shape[0], *first.shape))
+      x = jnp.concatenate([first, x], axis=1)
     if self.posemb == "sincos2d":
       table = jnp.asarray(posembed.sincos2d(grid, x.shape[-1]))
       table = jnp.pad(table, ((prefix, 0), (0, 0)))
@@ -187,6 +196,10 @@ class Encoder(nn.Module):
     if self.queries:
       return tokens_lib.Tokens(x[:, 1:], pooled=x[:, 0])
     return tokens_lib.Tokens(x, raw=raw)
+
+  def _prefix(self):
+    """Tokens before the patches."""
+    return int(self.class_token) + int(self.distill_token)
 
   def _keep(self, x, prefix):
     """Other patches of each image, in their order of drawing, behind the prefix."""

@@ -30,6 +30,9 @@ class Live:
 class Teacher:
   """The module under the moving average of its parameters: no gradient, no dropout.
 
+  What its layers keep beside parameters (running statistics of batch norm) is the live
+  module's: the teacher reads it, and writes nothing.
+
   Attributes:
     params: tree of the whole pretrainer's averaged parameters; a module finds its own
       by its path.
@@ -46,7 +49,10 @@ class Teacher:
       params = params.get(name, {})
     free = module.clone(parent=None, name=None)
     args = jax.lax.stop_gradient(args)
-    out = free.apply({"params": params}, *args, method=method, **more)
+    variables = {"params": params}
+    if kept := module.variables.get("memory"):
+      variables["memory"] = jax.lax.stop_gradient(kept)
+    out = free.apply(variables, *args, method=method, **more)
     return jax.lax.stop_gradient(out)
 
 

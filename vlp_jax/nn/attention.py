@@ -49,6 +49,7 @@ class Attention(nn.Module):
       `jax.nn.dot_product_attention`; "auto" einsum where weights are wanted or
       dropped out, else cudnn for 16-bit inputs on a GPU, else xla.
     dropout: of the attention weights (BERT's attention_probs_dropout_prob).
+    out_width: of what comes out; None: that of x.
   """
 
   num_heads: int
@@ -57,6 +58,7 @@ class Attention(nn.Module):
   init_std: float | None = 0.02
   dtype: str = "float32"
   bias: bool = True
+  out_width: int | None = None
 
   @nn.compact
   def __call__(
@@ -105,7 +107,7 @@ class Attention(nn.Module):
     mixed = attend(self, query, key, value, mask, train)
     out = linear.Linear(
       "BLNH,NHD->BLD",
-      (*heads, width),
+      (*heads, self.out_width or width),
       ("heads", "head_dim", "embed"),
       name="out",
       **common,
@@ -152,7 +154,7 @@ def attend(
   backend = module.backend
   if backend == "auto":
     half = query.dtype in (jnp.bfloat16, jnp.float16)
-    fast = "cudnn" if half and jax.default_backend() == "gpu" else "xla"
+    fast = "cudnn" if half and axes.platform() == "gpu" else "xla"
     backend = "einsum" if dropped or watched else fast
   if backend != "einsum":
     if dropped:

@@ -25,6 +25,21 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, nn.logical_to_mesh_axes(axes))
 
 
+def platform() -> str:
+  """Of the mesh, which may be of devices that are not here: "cpu", "gpu" or "tpu"."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
+def mesh_axes(name: str) -> tuple[str, ...]:
+  """The mesh axes that a logical axis is split over, here and now; none: it is not."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return ()
+  (axes,) = nn.logical_to_mesh_axes((name,))
+  return (axes,) if isinstance(axes, str) else tuple(axes or ())
+
+
 def kernel_init(std: float | None, fan_in: int) -> Callable:
   """Truncated normal of deviation `std`, or 1 / sqrt(fan_in) where it is None."""
   std = fan_in**-0.5 if std is None else std

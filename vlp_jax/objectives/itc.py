@@ -6,6 +6,7 @@ CLIP (Radford 2021), SigLIP (Zhai 2023), MoCo-style queues and soft targets of A
 Shape letters: B batch, E embedding, Q queue, C candidates (B + Q).
 """
 
+import functools
 from typing import Literal
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from vlp_jax.nn import axes
 from vlp_jax.ops import contrastive
 from vlp_jax.ops import reduce
+from vlp_jax.ops import ring as ring_lib
 from vlp_jax.ops import schedule
 
 
@@ -33,6 +35,9 @@ class Objective(nn.Module):
     distill_ramp: alpha grows linearly from 0 over this many steps (a Duration).
     targets: "image" counts all texts of the same image as right (model_retrieval.py),
       "pair" only the row's own (model_pretrain.py).
+    backend: "plain" makes the whole matrix of similarities; "ring" makes it tile by
+      tile, passing the candidates round the devices (`ops/ring.py`): for large batches.
+    tile: of the ring, at most so many rows and columns at once.
   """
 
   loss: Literal["softmax", "sigmoid"] = "softmax"
@@ -41,11 +46,19 @@ class Objective(nn.Module):
   distill: float = 0.0
   distill_ramp: schedule.Duration = 0
   targets: Literal["image", "pair"] = "image"
+  backend: Literal["plain", "ring"] = "plain"
+  tile: int = 4096
+
+  # How it takes part in accumulation (`training/accumulate.py`): of the batch it reads
+  # the embeddings and the ids, and of all rows at once.
+  accumulates = "embeddings"
 
   @nn.compact
   def __call__(self, model, enc, batch, *, teacher=None, train=False):
     if self.loss == "sigmoid" and (self.queue or self.distill):
       raise ValueError('objectives.itc: loss="sigmoid" takes no queue and no distill.')
+    if self.tile < 1:
+      raise ValueError(f"objectives.itc.tile={self.tile}: want 1 or more.")
     if (self.queue or self.distill) and teacher is None and train:
       raise ValueError(
         "objectives.itc: queue and distill want a teacher: set ema_decay, e.g. 0.995."
@@ -56,38 +69,42 @@ class Objective(nn.Module):
     momentum = bool(self.queue or self.distill) and teacher is not None
     other = teacher.enc if momentum else enc
     scale = model.inverse_temperature()
-    images, texts, id_all = self._candidates(other, ids, write=train)
-
-    # Rows are the live embeddings, columns the candidates.
-    i2t_BC = scale * enc.zimg @ texts.T
-    t2i_BC = scale * enc.ztxt @ images.T
-    hits = {
-      "i2t_r1": reduce.Mean.of(_hit(i2t_BC, ids, id_all)),
-      "t2i_r1": reduce.Mean.of(_hit(t2i_BC, ids, id_all)),
-      "temperature": reduce.Mean(1.0 / scale, jnp.float32(1.0)),
-    }
-    if self.loss == "sigmoid":
-      bias = self.param("bias", axes.boxed(nn.initializers.constant(self.bias)), ())
-      positive = ids[:, None] == id_all[None, :]
-      losses = contrastive.sigmoid(i2t_BC + bias, positive)
-      return reduce.Mean.of(losses), hits
-
-    hard = contrastive.positives(ids, id_all)
-    i2t_targets = t2i_targets = hard
+    sections = self._candidates(other, ids, write=train)
+    alpha, frozen = None, None
     if self.distill and momentum:
       alpha = schedule.ramp(enc.step, self.distill, self.distill_ramp)
       frozen = jax.lax.stop_gradient(scale)
-      i2t_targets = contrastive.soften(hard, frozen * other.zimg @ texts.T, alpha)
-      t2i_targets = contrastive.soften(hard, frozen * other.ztxt @ images.T, alpha)
-    i2t = contrastive.cross_entropy(i2t_BC, i2t_targets)
-    t2i = contrastive.cross_entropy(t2i_BC, t2i_targets)
+    bias = None
+    if self.loss == "sigmoid":
+      bias = self.param("bias", axes.boxed(nn.initializers.constant(self.bias)), ())
+
+    # Rows are the live embeddings, columns the candidates: texts, then images.
+    contrast = functools.partial(
+      _ring if self.backend == "ring" else _plain, fixed=momentum, tile=self.tile
+    )
+    texts = [(x, of) for _, x, of in sections]
+    images = [(x, of) for x, _, of in sections]
+    i2t_soft = t2i_soft = None
+    if alpha is not None:
+      i2t_soft, t2i_soft = frozen * other.zimg, frozen * other.ztxt
+    i2t, i2t_hit = contrast(scale * enc.zimg, ids, texts, i2t_soft, alpha, bias)
+    # SigLIP has one loss: the matrix of the other direction is the same one.
+    t2i, t2i_hit = contrast(scale * enc.ztxt, ids, images, t2i_soft, alpha, None)
+    hits = {
+      "i2t_r1": reduce.Mean.of(i2t_hit),
+      "t2i_r1": reduce.Mean.of(t2i_hit),
+      "temperature": reduce.Mean(1.0 / scale, jnp.float32(1.0)),
+    }
+    if self.loss == "sigmoid":
+      return reduce.Mean.of(i2t), hits
     hits |= {"i2t": reduce.Mean.of(i2t), "t2i": reduce.Mean.of(t2i)}
     return reduce.Mean.of((i2t + t2i) / 2), hits
 
   def _candidates(self, other, ids, *, write):
-    """([C, E] images, [C, E] texts, int32 [C] ids): the batch, then the queue."""
+    """[([C, E] images, [C, E] texts, int32 [C] ids)] of the batch, and of the queue."""
+    own = (other.zimg, other.ztxt, ids)
     if not self.queue:
-      return other.zimg, other.ztxt, ids
+      return [own]
     batch, width = other.zimg.shape
     if self.queue < batch:
       raise ValueError(
@@ -108,22 +125,49 @@ class Objective(nn.Module):
     id_queue = self.variable("memory", "id_queue", empty)
     ptr = self.variable("memory", "ptr", lambda: jnp.int32(0))
     rings = (image_queue, text_queue, id_queue)
-    rows = (other.zimg, other.ztxt, ids)
+    rows, queued = own, tuple(ring.value for ring in rings)
     if self.targets == "pair":
       # Places in a batch say nothing about an earlier batch: no queued row matches.
       rows = (other.zimg, other.ztxt, jnp.full_like(ids, -1))
-    together = tuple(
-      jnp.concatenate([row, ring.value]) for row, ring in zip(rows, rings, strict=True)
-    )
-    if self.targets == "pair":
-      together = (*together[:2], jnp.concatenate([ids, id_queue.value]))
     if write and not self.is_initializing() and self.is_mutable_collection("memory"):
       for row, ring in zip(rows, rings, strict=True):
         ring.value = contrastive.enqueue(ring.value, row, ptr.value)
       ptr.value = (ptr.value + batch) % self.queue
-    return together
+    return [own, queued]
 
 
-def _hit(logits_BC, ids_B, ids_C):
-  """bool [B]: whether the best candidate is one of the same image."""
-  return ids_C[jnp.argmax(logits_BC, axis=1)] == ids_B
+def _plain(rows_BE, ids_B, columns, teacher_BE, alpha, bias, *, fixed, tile):
+  """(losses float32 [B], hits bool [B]) of scaled rows against columns.
+
+  columns: [([C, E], ids [C])]; a hit: the best candidate is one of the same image.
+  """
+  del fixed, tile
+  all_CE, ids_C = (jnp.concatenate(parts) for parts in zip(*columns, strict=True))
+  logits_BC = rows_BE @ all_CE.T
+  hit = ids_C[jnp.argmax(logits_BC, axis=1)] == ids_B
+  if bias is not None:
+    positive = ids_B[:, None] == ids_C[None, :]
+    return contrastive.sigmoid(logits_BC + bias, positive), hit
+  targets = contrastive.positives(ids_B, ids_C)
+  if teacher_BE is not None:
+    targets = contrastive.soften(targets, teacher_BE @ all_CE.T, alpha)
+  return contrastive.cross_entropy(logits_BC, targets), hit
+
+
+def _ring(rows_BE, ids_B, columns, teacher_BE, alpha, bias, *, fixed, tile):
+  """As `_plain`."""
+  ring = ring_lib.Ring(axes.mesh_axes("batch"), tile)
+  columns = tuple(columns)
+  if bias is not None:
+    losses, best = ring_lib.sigmoid(rows_BE, ids_B, columns, bias, ring=ring)
+  else:
+    losses, best = ring_lib.softmax(
+      rows_BE,
+      ids_B,
+      columns,
+      teacher_BE=teacher_BE,
+      alpha=0.0 if alpha is None else alpha,
+      fixed=fixed,
+      ring=ring,
+    )
+  return losses, best == ids_B

@@ -29,6 +29,8 @@ class Objective(nn.Module):
       `build`; None: as the tokens.
     negatives: "hard" draws from the softmax of contrastive similarity, "random"
       evenly.
+    mined_by: whose embeddings a "hard" negative is found by: the teacher's, where there
+      is one (ALBEF, BLIP's pretraining), or the live ones (BLIP's retrieval).
     group: negatives come from within runs of so many rows (ALBEF: 64, the batch of
       one of its GPUs); None: from the global batch.
     exclude: "image" never takes a text of the same image for a negative, "pair" only
@@ -37,27 +39,77 @@ class Objective(nn.Module):
       image; "half" keeps half of the pairs, and gives the others a negative image.
     align: weight of word-patch alignment on the same pass (`objectives/wpa.py`); wants
       a fusion that returns the image's tokens too.
+    align_special: aligned are all tokens (UNITER), not words and patches alone (ViLT).
   """
 
   width: int
   pooled_width: int | None = None
   negatives: Literal["hard", "random"] = "hard"
+  mined_by: Literal["teacher", "live"] = "teacher"
   group: int | None = None
   exclude: Literal["image", "pair"] = "image"
   layout: Literal["triples", "half"] = "triples"
   align: float = 0.0
+  align_special: bool = False
+
+  # How it takes part in accumulation (`training/accumulate.py`): row by row, once its
+  # negatives are drawn.
+  accumulates = "rows"
 
   def setup(self):
     width = self.pooled_width or self.width
     self.head = linear.Linear("BD,DC->BC", (width, 2), ("embed", None))
 
   def __call__(self, model, enc, batch, *, teacher=None, train=False):
+    drawn = self.draw(model, enc, batch, teacher=teacher, train=train)
+    return self.rows(model, enc, batch, drawn, teacher=teacher, train=train)
+
+  def together(self, rows: int) -> int:
+    """So many neighbours have to stay in one microbatch of `rows`.
+
+    Raises:
+      ValueError: negatives come from further away.
+    """
+    if self.group is None or rows % self.group:
+      raise ValueError(
+        f"config: objectives.itm.group={self.group}: negatives are drawn among so many"
+        " neighbours (None: the whole batch), who have to be in one microbatch, which"
+        f" has {rows} rows: set objectives.itm.group to {rows} or another divisor of"
+        " it, or lower accumulate."
+      )
+    return self.group
+
+  def draw(self, model, enc, batch, *, teacher=None, train=False):
+    """What is random, of each row: {name: [B, …]}.
+
+    "image", "text": places, within the row's group, of the image that its text is
+    shown with, and of the text of its image. "weight" is how much a row counts.
+    """
+    del train
     if self.layout == "half":
-      rows, labels, found = self.replace(model, enc, batch, teacher)
-      images = _take(enc.image, rows)
+      image, labels, found = self.replace(model, enc, batch, teacher)
+      drawn = dict(image=image, label=labels, found=found)
+      weight = found.astype(jnp.float32)
+    else:
+      image, text, found = self.mine(model, enc, batch, teacher)
+      drawn = dict(image=image, text=text, found=found)
+      weight = 1.0 + 2.0 * found
+    size = self.group or found.shape[0]
+    places = {k: v % size for k, v in drawn.items() if k in ("image", "text")}
+    return drawn | places | dict(weight=weight)
+
+  def rows(self, model, enc, batch, drawn, *, teacher=None, train=False):
+    """Loss and metrics of some rows, whole groups of them, with what was drawn."""
+    del batch, teacher
+    rows = jnp.arange(drawn["found"].shape[0], dtype=jnp.int32)
+    start = rows - rows % (self.group or rows.shape[0])
+    image = start + drawn["image"]
+    if self.layout == "half":
+      images = _take(enc.image, image)
+      labels, found = drawn["label"], drawn["found"]
       return self.match(model, images, enc.words, labels, found, train=train)
-    image_of_text, text_of_image, found = self.mine(model, enc, batch, teacher)
-    return self.loss(model, enc, image_of_text, text_of_image, found, train=train)
+    text, found = start + drawn["text"], drawn["found"]
+    return self.loss(model, enc, image, text, found, train=train)
 
   def mine(self, model, enc, batch, teacher):
     """Negatives: (image for each text int32 [B], text for each image, found [B])."""
@@ -65,8 +117,9 @@ class Objective(nn.Module):
     allowed = mask_lib.negatives_allowed(ids, group=self.group, matches=self.exclude)
     t2i = i2t = jnp.zeros(allowed.shape, jnp.float32)
     if self.negatives == "hard":
-      # The official code reuses ITC's similarities: live rows, teacher's columns.
-      other = enc if teacher is None else teacher.enc
+      # ALBEF and BLIP reuse ITC's similarities: live rows, teacher's columns.
+      live = teacher is None or self.mined_by == "live"
+      other = enc if live else teacher.enc
       scale = model.inverse_temperature()
       i2t = jax.lax.stop_gradient(scale * enc.zimg @ other.ztxt.T)
       t2i = jax.lax.stop_gradient(scale * enc.ztxt @ other.zimg.T)
@@ -103,7 +156,9 @@ class Objective(nn.Module):
     right = jnp.argmax(logits, axis=1) == labels
     metrics = {"accuracy": reduce.Mean.of(right, weight)}
     if self.align:
-      distance = wpa.distance(fused, model.fused_image(fused))
+      distance = wpa.distance(
+        fused, model.fused_image(fused), special=self.align_special
+      )
       signed = jnp.where(labels == 1, distance, -distance)
       losses = losses + self.align * signed
       metrics["wpa"] = reduce.Mean.of(signed, weight)

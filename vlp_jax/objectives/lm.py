@@ -58,6 +58,9 @@ class Objective(nn.Module):
   init_std: float | None = 0.02
   writer: Literal["fusion", "decoder"] = "fusion"
 
+  # How it takes part in accumulation (`training/accumulate.py`).
+  accumulates = "rows"
+
   def setup(self):
     if self.prompt < 1:
       raise ValueError(f"objectives.lm.prompt={self.prompt}: want 1 ([CLS]) or more.")
@@ -85,10 +88,30 @@ class Objective(nn.Module):
       self.offset = self.param("bias", zeros, (words,))
 
   def __call__(self, model, enc, batch, *, teacher=None, train=False):
-    ids, mask = batch["text"], batch["text_mask"]
+    drawn = self.draw(model, enc, batch, teacher=teacher, train=train)
+    return self.rows(model, enc, batch, drawn, teacher=teacher, train=train)
+
+  def together(self, rows: int) -> int:
+    """So many neighbours have to stay in one microbatch of `rows`: none."""
+    del rows
+    return 1
+
+  def draw(self, model, enc, batch, *, teacher=None, train=False):
+    """What is random, of each row: {name: [B, …]}; "weight": how much it counts."""
+    del model, enc, teacher
+    weight = self.counted(batch["text_mask"]).sum(axis=1, dtype=jnp.float32)
+    drawn = dict(weight=weight)
     if self.parallel and train:
-      rows = jax.random.uniform(self.make_rng("mask"), ids.shape[:1]) < self.parallel
-      given, seen, attention = self.blank(ids[:, :-1], rows)
+      draw = jax.random.uniform(self.make_rng("mask"), weight.shape)
+      drawn["parallel"] = draw < self.parallel
+    return drawn
+
+  def rows(self, model, enc, batch, drawn, *, teacher=None, train=False):
+    """Loss and metrics of some rows, with what was drawn for them."""
+    del teacher
+    ids, mask = batch["text"], batch["text_mask"]
+    if "parallel" in drawn:
+      given, seen, attention = self.blank(ids[:, :-1], drawn["parallel"])
       logits = self.logits(
         model, enc.image, given, seen, attention=attention, train=train
       )
@@ -109,13 +132,16 @@ class Objective(nn.Module):
     ids = jnp.where(rows[:, None], self.vocab.mask, ids)
     return ids, jnp.ones(ids.shape, bool), left | rows[:, None, None]
 
+  def counted(self, mask):
+    """bool [B, T] of mask [B, L]: the tokens that are predicted and count."""
+    return mask[:, 1:] & (jnp.arange(1, mask.shape[1]) >= self.prompt)
+
   def losses(self, logits, ids, mask):
     """(losses float32 [B, T], right bool [B, T], counted bool [B, T]).
 
     logits float32 [B, T, V] of the tokens after the first of ids [B, L].
     """
-    labels, counted = ids[:, 1:], mask[:, 1:]
-    counted = counted & (jnp.arange(1, ids.shape[1]) >= self.prompt)
+    labels, counted = ids[:, 1:], self.counted(mask)
     logp = jax.nn.log_softmax(logits, axis=-1)
     losses = -jnp.take_along_axis(logp, labels[..., None], axis=-1)[..., 0]
     if self.smoothing:

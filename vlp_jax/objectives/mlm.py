@@ -63,6 +63,9 @@ class Objective(nn.Module):
   drop_worst: float = 0.0
   transformed: bool = True
 
+  # How it takes part in accumulation (`training/accumulate.py`).
+  accumulates = "rows"
+
   def setup(self):
     for name in ("smoothing", "drop_worst"):
       if not 0.0 <= getattr(self, name) < 1.0:
@@ -91,20 +94,45 @@ class Objective(nn.Module):
     self.bias = self.param("bias", zeros, (self.vocab.size,))
 
   def __call__(self, model, enc, batch, *, teacher=None, train=False):
+    drawn = self.draw(model, enc, batch, teacher=teacher, train=train)
+    return self.rows(model, enc, batch, drawn, teacher=teacher, train=train)
+
+  def together(self, rows: int) -> int:
+    """So many neighbours have to stay in one microbatch of `rows`: none.
+
+    Raises:
+      ValueError: the loss is not one of each row.
+    """
+    if self.drop_worst:
+      raise ValueError(
+        f"config: objectives.mlm.drop_worst={self.drop_worst} compares the losses of"
+        f" the whole batch, of which a microbatch of {rows} rows knows nothing: set it"
+        " to 0, or accumulate to 1."
+      )
+    return 1
+
+  def draw(self, model, enc, batch, *, teacher=None, train=False):
+    """What is random, of each row: {name: [B, …]}; "weight": how much it counts."""
+    del model, enc, teacher, train
     ids, predicted = self.corrupt(batch)
-    labels, attention = batch["text"], "bidirectional"
+    weight = positions(predicted, self.max_masked)[1].sum(axis=1)
+    drawn = dict(ids=ids, predicted=predicted, weight=weight)
     if self.causal:
       draw = jax.random.uniform(self.make_rng("mask"), ids.shape[:1])
-      attention = draw < self.causal
+      drawn["causal"] = draw < self.causal
+    return drawn
+
+  def rows(self, model, enc, batch, drawn, *, teacher=None, train=False):
+    """Loss and metrics of some rows, with what was drawn for them."""
     return self.loss(
       model,
       enc,
-      ids,
+      drawn["ids"],
       batch["text_mask"],
-      labels,
-      predicted,
+      batch["text"],
+      drawn["predicted"],
       teacher,
-      attention=attention,
+      attention=drawn.get("causal", "bidirectional"),
       train=train,
     )
 

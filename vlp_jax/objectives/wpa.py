@@ -14,17 +14,22 @@ import jax.numpy as jnp
 from vlp_jax.ops import transport
 
 
-def distance(text, image) -> jax.Array:
+def distance(text, image, *, special: bool = False) -> jax.Array:
   """float32 [B]: transport distance of the words to the patches, both fused Tokens.
 
   The first token of each stream and the last one of the text (its end) are no words and
   no patches.
+
+  Args:
+    special: they count as words and patches do (UNITER, whose regions have none such;
+      official data/itm.py _compute_pad).
   """
-  words = words_of(text.mask)
+  words = text.mask if special else words_of(text.mask)
   patches = image.mask
   if patches is None:
     patches = jnp.ones(image.x.shape[:2], bool)
-  patches = patches.at[:, 0].set(False)
+  if not special:
+    patches = patches.at[:, 0].set(False)
   plan, cost = transport.plan(text.x, image.x, words, patches)
   return jnp.sum(cost * plan, axis=(1, 2))
 

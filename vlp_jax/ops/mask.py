@@ -136,6 +136,21 @@ def mlm_corrupt(
   return jnp.where(predicted, corrupted, ids_BL).astype(ids_BL.dtype), predicted
 
 
+def hide_some(key: jax.Array, real_BN: jax.Array, rate: float) -> jax.Array:
+  """bool [B, N]: each real one is hidden by chance, and of each row at least one.
+
+  UNITER's (official data/mrm.py _get_img_mask); a row without a real one hides none.
+
+  Args:
+    key: PRNG key. real_BN: bool, false at padding.
+    rate: chance of each.
+  """
+  draw = jnp.where(real_BN, jax.random.uniform(key, real_BN.shape), jnp.inf)
+  # The least of a row's draws is any of its real ones, evenly.
+  least = draw == draw.min(axis=1, keepdims=True)
+  return real_BN & ((draw < rate) | least)
+
+
 def negatives_allowed(
   ids_B: jax.Array, *, group: int | None = None, matches: Literal["image", "pair"]
 ) -> jax.Array:

@@ -4,6 +4,7 @@ Shape letters: P positions of a grid (G * G), D width, G grid, T new grid.
 """
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,13 @@ import numpy as np
 
 # Of torch's bicubic; PIL and TensorFlow use -0.5.
 CUBIC_A = -0.75
+# How a table is resized.
+How = Literal["bicubic", "antialiased", "corners"]
 
 
-def resize_posembed(table: jax.Array, new_grid: int, *, prefix: int = 1) -> jax.Array:
+def resize_posembed(
+  table: jax.Array, new_grid: int, *, prefix: int = 1, how: How = "bicubic"
+) -> jax.Array:
   """A learned table for another resolution, as ALBEF resizes it.
 
   `interpolate_pos_embed` of the official models/vit.py: bicubic with
@@ -23,6 +28,9 @@ def resize_posembed(table: jax.Array, new_grid: int, *, prefix: int = 1) -> jax.
     table: float [prefix + G * G, D], patches by rows.
     new_grid: T, patches along a side.
     prefix: rows before those of the patches (1: a class token).
+    how: "antialiased" is bicubic as open_clip resizes it (model.py
+      `resize_pos_embed`), "corners" bilinear, corner on corner, as big_vision does
+      (models/vit.py `resample_posemb`).
 
   Returns:
     float [prefix + T * T, D]; the table itself where T is G.
@@ -40,7 +48,7 @@ def resize_posembed(table: jax.Array, new_grid: int, *, prefix: int = 1) -> jax.
   if grid == new_grid:
     return table
   kept, moved = table[:prefix], table[prefix:]
-  weights_TG = bicubic_weights(grid, new_grid)
+  weights_TG = WEIGHTS[how](grid, new_grid)
   resized = jnp.einsum(
     "TG,UW,GWD->TUD",
     weights_TG,
@@ -139,8 +147,36 @@ def bicubic_weights(size: int, new_size: int) -> np.ndarray:
   return weights.astype(np.float32)
 
 
-def _cubic(x):
-  x, a = np.abs(x), CUBIC_A
+def antialiased_weights(size: int, new_size: int) -> np.ndarray:
+  """float32 [new_size, size]: as `bicubic_weights`, over more where there are fewer.
+
+  `torch.nn.functional.interpolate(mode="bicubic", antialias=True)`: Keys's kernel as
+  PIL has it, as wide as a new sample, and what is within the edge counts for all.
+  """
+  step = size / new_size
+  center = (np.arange(new_size) + 0.5) * step
+  away = np.abs(np.arange(size) + 0.5 - center[:, None]) / max(step, 1.0)
+  weights = np.where(away < 2, _cubic(away, a=-0.5), 0.0)
+  return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def corner_weights(size: int, new_size: int) -> np.ndarray:
+  """float32 [new_size, size]: linear between two neighbours, the ends on the ends.
+
+  `scipy.ndimage.zoom(order=1)`.
+  """
+  at = np.linspace(0, size - 1, new_size)
+  near = 1.0 - np.abs(at[:, None] - np.arange(size))
+  return np.maximum(near, 0.0).astype(np.float32)
+
+
+WEIGHTS = dict(
+  bicubic=bicubic_weights, antialiased=antialiased_weights, corners=corner_weights
+)
+
+
+def _cubic(x, a=CUBIC_A):
+  x = np.abs(x)
   near = (a + 2) * x**3 - (a + 3) * x**2 + 1
   far = a * (x**3 - 5 * x**2 + 8 * x - 4)
   return np.where(x <= 1, near, far)

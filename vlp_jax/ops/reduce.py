@@ -1,8 +1,11 @@
 """Means that are divided once, so padding, microbatches and hosts cannot skew them."""
 
+from collections.abc import Mapping
+
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @flax.struct.dataclass
@@ -28,3 +31,17 @@ class Mean:
   def value(self) -> jax.Array:
     """The quotient; zero where nothing was counted."""
     return self.total / jnp.maximum(self.weight, 1e-9)
+
+
+def counted(means: Mapping[str, Mean]) -> dict[str, float]:
+  """The values, on the host, of those in which anything was counted.
+
+  Others say nothing of a step: of an objective that was not drawn, of no masked word.
+  """
+  means = jax.device_get(dict(means))
+  least = np.float32(1e-9)
+  return {
+    key: float(np.float32(mean.total) / np.maximum(np.float32(mean.weight), least))
+    for key, mean in means.items()
+    if mean.weight != 0
+  }

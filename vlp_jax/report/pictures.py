@@ -4,11 +4,14 @@ from collections.abc import Callable
 import io
 import pathlib
 from typing import Any
+import zipfile
 
 import matplotlib
 import numpy as np
 from PIL import Image
+from PIL import ImageDraw
 
+from vlp_jax.data import regions
 from vlp_jax.explain import attention
 
 SIDE = 224  # of a saved picture: sharp at 112 CSS pixels on a dense screen
@@ -18,14 +21,32 @@ Reader = Callable[[int], np.ndarray]
 
 
 def reader(source: Any) -> Reader:
-  """example index -> uint8 [H, W, 3], as the data source has it."""
+  """example index -> uint8 [H, W, 3], as the data source has it.
+
+  Where that is regions of a detector, their boxes are drawn, the surer the darker.
+  """
 
   def read(index: int) -> np.ndarray:
     (example,) = source.read(np.array([index]))
+    if zipfile.is_zipfile(io.BytesIO(example["image"])):
+      return boxes(regions.load(example["image"]))
     with Image.open(io.BytesIO(example["image"])) as image:
       return np.asarray(image.convert("RGB"))
 
   return read
+
+
+def boxes(found: dict[str, np.ndarray]) -> np.ndarray:
+  """uint8 [SIDE, SIDE, 3]: the boxes of an image's regions (`data/regions.py`)."""
+  picture = Image.new("L", (SIDE, SIDE), 255)
+  pen = ImageDraw.Draw(picture)
+  corners = regions.uniter_places(found)[:, :4].clip(0.0, 1.0) * (SIDE - 1)
+  sure = found.get("conf", np.ones(len(corners), np.float32)).clip(0.0, 1.0)
+  for i in np.argsort(sure):
+    left, top, right, bottom = (float(x) for x in corners[i])
+    box = (left, top, max(left, right), max(top, bottom))
+    pen.rectangle(box, outline=int(220 * (1.0 - sure[i])))
+  return np.asarray(picture.convert("RGB"))
 
 
 def save(image: np.ndarray, path: pathlib.Path) -> pathlib.Path:

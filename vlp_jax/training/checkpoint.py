@@ -254,15 +254,20 @@ class Checkpoints:
       wanted = "" if step is None else f" of step {step}"
       raise FileNotFoundError(f"checkpoint: none{wanted} in {self.directory}: {there}.")
     for candidate in [step] if step is not None else steps[::-1]:
+      got = error = None
       try:
         self._check(candidate, target)
-        got, error = self._restore(candidate, target), None
+        got = self._read(candidate, target)
       except _OtherModelError:
         raise
       except Exception as failed:
-        got, error = None, failed
+        error = failed
+      # Fingerprints are taken by all processes together, or by none.
       if _all_processes(error is None):
-        return got
+        try:
+          return _verified(got, target)
+        except OSError as failed:
+          error = failed
       path = self.directory / str(candidate)
       error = error or OSError("another process cannot read its part")
       before = [s for s in steps if s < candidate]
@@ -286,15 +291,18 @@ class Checkpoints:
     """Renames damaged checkpoints: orbax saves nothing before a step that is there."""
     if not self._damaged:
       return
-    if jax.process_index() == 0:
-      for step in self._damaged:
+    error = None
+    try:
+      for step in self._damaged if jax.process_index() == 0 else ():
         aside = self.directory / f"{_DAMAGED}{step}"
-        if aside.exists():
-          aside.rmtree()
+        aside.rmtree(missing_ok=True)
         (self.directory / str(step)).rename(aside)
         _log.warning("checkpoint: what is damaged is in %s now.", aside)
+    except OSError as failed:
+      error = failed
+    if not _all_processes(error is None):
+      raise error or OSError("what is damaged cannot be put aside")
     self._damaged = []
-    _all_processes(True)
     self._manager.reload()
 
   def arrays(self, step: int | None = None) -> dict[str, Any]:
@@ -316,25 +324,16 @@ class Checkpoints:
       dict(saved.tree),
       is_leaf=lambda leaf: hasattr(leaf, "shape"),
     )
-    return jax.tree.map(np.asarray, self._restore(step, target)[0])
+    return jax.tree.map(np.asarray, _verified(self._read(step, target), target)[0])
 
-  def _restore(self, step, target):
-    flat = tree.flatten(target)
-    got = self._manager.restore(
+  def _read(self, step, target):
+    return self._manager.restore(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(_nest(flat)), meta=ocp.args.JsonRestore()
+        state=ocp.args.StandardRestore(_nest(tree.flatten(target))),
+        meta=ocp.args.JsonRestore(),
       ),
     )
-    meta, saved = seal.opened(got.meta)
-    leaves = tree.flatten(got.state)
-    found = seal.fingerprints(leaves)
-    wrong = [path for path in found if found[path] != saved.get(path)]
-    if wrong:
-      more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-      raise OSError(f"{wrong[0]}{more}: not the bits that were saved")
-    structure = jax.tree.structure(target)
-    return jax.tree.unflatten(structure, [leaves[path] for path in flat]), meta
 
   def _check(self, step, target):
     """Raises _OtherModelError if shapes or paths differ from what was saved."""
@@ -364,6 +363,23 @@ class Checkpoints:
         " config: take another workdir, or the config.json beside the checkpoint.\n"
         + "\n".join(lines[:12] + more)
       )
+
+
+def _verified(got, target):
+  """(state, meta) of what was read, the state in the target's structure.
+
+  Raises:
+    OSError: it is not what was saved.
+  """
+  meta, saved = seal.opened(got.meta)
+  leaves = tree.flatten(got.state)
+  found = seal.fingerprints(leaves)
+  wrong = [path for path in found if found[path] != saved.get(path)]
+  if wrong:
+    more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    raise OSError(f"{wrong[0]}{more}: not the bits that were saved")
+  ordered = [leaves[path] for path in tree.flatten(target)]
+  return jax.tree.unflatten(jax.tree.structure(target), ordered), meta
 
 
 def _all_processes(fine: bool) -> bool:

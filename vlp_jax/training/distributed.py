@@ -104,10 +104,11 @@ def _failing_together(watch):
     # Where a process died, what fails here is a consequence: the watch knows, and ends
     # this process with what is to be said.
     time.sleep(GRACE)
-    if isinstance(error, SystemExit):
+    told = isinstance(error, SystemExit)
+    watch.leave_if_lost(by_mistake=not told)
+    if told:
       code = error.code if isinstance(error.code, int) else 1
     else:
-      watch.leave_if_lost()
       traceback.print_exception(error)
       code = 1
     watch.fail(_why(error), code)

@@ -248,5 +248,8 @@ _WAY_OUT = " Lower optim.lr, set optim.clip_norm, or lengthen optim.warmup."
 
 
 def floats(metrics: Mapping[str, Any]) -> dict[str, float]:
-  """The values of a step's metrics: here the host waits for the device."""
-  return {key: float(mean.value()) for key, mean in metrics.items()}
+  """The values of a step's metrics: here the host waits for the device.
+
+  Of those that counted anything: an objective that was not drawn says nothing.
+  """
+  return reduce.counted(metrics)

@@ -1,114 +1,30 @@
-"""Processes that find each other, and notice at once when one of them is gone.
+"""Processes that find each other at the start of a run, or say who did not come.
 
 Process 0 listens on the coordinator's port, each other one connects and says who it is.
 When all are there the port is free for JAX's own service, while the connections stay:
-the kernel closes those of a process that dies, so nobody has to poll, and its keepalive
-finds a machine that is lost. Process 0 passes on what it learns.
+see `watch`. In JAX alone a process that does not come is a time-out without a name.
 
-JAX's own service says only that "another task died", 100 s later, and a process that
-does not come at the start is a time-out without a name.
-
-What is sent: lines of JSON. Process i to 0: {"hello"}, then {"done"} or {"failed"}; 0
-to i: {"go"} or {"refused"}, then {"lost"} or {"end"}.
+What is sent: lines of JSON. Process i to 0: {"hello"}; 0 to i: {"go"} or {"refused"}.
 """
 
-from collections.abc import Callable
 import contextlib
-import dataclasses
-import json
 import os
 import selectors
 import socket
-import threading
 import time
 
 from vlp_jax.training import cluster
+from vlp_jax.training import watch as watch_lib
 
 GREETING = "vlp_jax 1"
 RETRY = 0.25  # seconds between two attempts to reach process 0, or to get its port
-LINE = 65_536  # bytes; what is longer is not ours
-# A machine that does not answer is lost after 10 + 4 · 5 seconds.
-KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
-UNANSWERED_MS = 30_000  # the same for what was sent and not acknowledged
 
 
 class StartError(OSError):
   """Not all processes came; the message says which."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Peer:
-  """Another process."""
-
-  index: int
-  host: str
-  pid: int
-
-  def __str__(self) -> str:
-    return f"process {self.index} ({self.host}, pid {self.pid})"
-
-
-@dataclasses.dataclass(frozen=True)
-class Loss:
-  """A process that is gone.
-
-  Attributes:
-    why: its last words; None: it had none. code: its exit code, if it said so.
-  """
-
-  peer: Peer
-  why: str | None = None
-  code: int | None = None
-
-
-class _Line:
-  """A connection that carries lines of JSON."""
-
-  def __init__(self, sock):
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in KEEPALIVE.items():
-      if hasattr(socket, name):  # Linux
-        sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-      sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNANSWERED_MS)
-    self.sock = sock
-    self._rest = b""
-
-  def fileno(self):
-    return self.sock.fileno()
-
-  def send(self, **words):
-    """Never raises: who is gone is noticed where it is read."""
-    with contextlib.suppress(OSError):
-      self.sock.sendall(json.dumps(words).encode() + b"\n")
-
-  def receive(self):
-    """Messages that have come, at least one or, from who is gone or a stranger, [None].
-
-    Waits as long as the socket's time-out says.
-    """
-    while b"\n" not in self._rest:
-      try:
-        got = self.sock.recv(4_096)
-      except TimeoutError:
-        raise
-      except OSError:
-        return [None]
-      self._rest += got
-      if not got or len(self._rest) > LINE:
-        return [None]
-    *lines, self._rest = self._rest.split(b"\n")
-    try:
-      messages = [json.loads(line) for line in lines]
-    except ValueError:
-      return [None]
-    return [m if isinstance(m, dict) else None for m in messages]
-
-  def close(self):
-    self.sock.close()
-
-
-def meet(place: cluster.Place, *, limit: float) -> "Watch":
+def meet(place: cluster.Place, *, limit: float) -> watch_lib.Watch:
   """Waits until all processes are there.
 
   Args:
@@ -117,16 +33,13 @@ def meet(place: cluster.Place, *, limit: float) -> "Watch":
   Raises:
     StartError: within the limit not all came; says on every process which did not.
   """
-  me = Peer(place.index, socket.gethostname(), os.getpid())
+  me = watch_lib.Peer(place.index, socket.gethostname(), os.getpid())
   end = time.monotonic() + limit
   if place.index == 0:
     peers, lines = _gather(place, me, end, limit)
   else:
     peers, lines = _join(place, me, end, limit)
-  return Watch(me, peers, lines)
-
-
-# --- The start -----------------------------------------------------------------------
+  return watch_lib.Watch(me, peers, lines)
 
 
 def _listen(place, end):
@@ -161,7 +74,7 @@ def _gather(place, me, end, limit):
         for key, _ in ready.select(max(0, left)):
           if key.fileobj is server:
             with contextlib.suppress(OSError):
-              others.append(_Line(server.accept()[0]))
+              others.append(watch_lib.Line(server.accept()[0]))
               others[-1].sock.settimeout(5.0)
               ready.register(others[-1], selectors.EVENT_READ)
             continue
@@ -193,7 +106,7 @@ def _hello(line, place, peers, lines):
     return None
   if said is None or said.get("hello") != GREETING:
     return None
-  peer = Peer(int(said["index"]), str(said["host"]), int(said["pid"]))
+  peer = watch_lib.Peer(int(said["index"]), str(said["host"]), int(said["pid"]))
   if said["count"] != place.count:
     lines[peer.index] = line
     _refuse(
@@ -249,13 +162,15 @@ def _join(place, me, end, limit):
   if "refused" in said:
     raise StartError(said["refused"])
   line.sock.settimeout(None)
-  return {0: Peer(0, place.host, int(said.get("pid", 0)))}, {0: line}
+  return {0: watch_lib.Peer(0, place.host, int(said.get("pid", 0)))}, {0: line}
 
 
 def _reach(place, end, limit):
   while True:
     try:
-      return _Line(socket.create_connection((place.host, place.port), timeout=5.0))
+      return watch_lib.Line(
+        socket.create_connection((place.host, place.port), timeout=5.0)
+      )
     except OSError as error:
       if time.monotonic() > end:
         raise StartError(
@@ -265,113 +180,3 @@ def _reach(place, end, limit):
           " waits longer."
         ) from error
       time.sleep(RETRY)
-
-
-# --- The run -------------------------------------------------------------------------
-
-
-class Watch:
-  """Holds the connections of a run.
-
-  Attributes:
-    me: this process. peers: {index: Peer}; those that are not the first know it alone.
-  """
-
-  def __init__(self, me: Peer, peers: dict[int, Peer], lines: dict[int, _Line]):
-    self.me, self.peers = me, peers
-    self._lines = lines
-    self._done = set()
-    self._ended = threading.Event()
-    self._all_done = threading.Event()
-    self._lost = threading.Event()
-    self._failing = False
-
-  def start(self, on_loss: Callable[[Loss], None]) -> None:
-    """Calls `on_loss` once, in a thread of its own, when a process is gone."""
-    follow = self._serve if self.me.index == 0 else self._listen
-
-    def lose(loss):
-      if not self._failing:  # otherwise they leave because this process does
-        self._lost.set()
-        on_loss(loss)
-
-    threading.Thread(
-      target=follow, args=(lose,), name="vlp_jax watch", daemon=True
-    ).start()
-
-  def leave_if_lost(self) -> None:
-    """Leaves it to `on_loss`, where it runs, to end this process."""
-    if self._lost.is_set():
-      threading.Event().wait()
-
-  def end(self) -> None:
-    """Waits until all processes have come to their end.
-
-    To be called after `start`: if one dies meanwhile, it is a loss.
-    """
-    if self.me.index:
-      self._lines[0].send(done=True)
-    else:
-      self._all_done.wait()
-      self._ended.set()
-      for line in self._lines.values():
-        line.send(end=True)
-    self._ended.wait()
-    self.close()
-
-  def close(self) -> None:
-    """Lets the others go: for them, this process is gone."""
-    for line in self._lines.values():
-      line.close()
-
-  def fail(self, why: str, code: int) -> None:
-    """Tells the others that this process stops, why, and with which exit code."""
-    self._failing = True
-    if self.me.index:
-      self._lines[0].send(failed=why[:2_000], code=code)
-    else:
-      self.pass_on(Loss(self.me, why[:2_000], code))
-
-  def pass_on(self, loss: Loss, *, wait: float = 10.0) -> None:
-    """Of process 0: tells all others who is gone, and lets them leave before it does.
-
-    JAX ends who loses process 0 without a clear word.
-    """
-    if self.me.index:
-      return
-    for line in self._lines.values():
-      line.send(lost=dataclasses.asdict(loss.peer), why=loss.why, code=loss.code)
-    end = time.monotonic() + wait
-    for line in self._lines.values():
-      with contextlib.suppress(OSError):
-        line.sock.settimeout(max(0.001, end - time.monotonic()))
-        while line.sock.recv(4_096):
-          pass
-
-  def _serve(self, on_loss):
-    """Process 0: reads from all."""
-    with selectors.DefaultSelector() as ready:
-      for index, line in self._lines.items():
-        ready.register(line, selectors.EVENT_READ, index)
-      while len(self._done) < len(self._lines):
-        for key, _ in ready.select():
-          for said in key.fileobj.receive():
-            if said is not None and "done" in said:
-              self._done.add(key.data)
-              ready.unregister(key.fileobj)
-              continue
-            said = said or {}
-            peer = self.peers[key.data]
-            on_loss(Loss(peer, said.get("failed"), said.get("code")))
-            return
-    self._all_done.set()
-
-  def _listen(self, on_loss):
-    """Others: read from process 0."""
-    said = self._lines[0].receive()[0]
-    if said is None:
-      on_loss(Loss(self.peers[0]))
-    elif "lost" in said:
-      on_loss(Loss(Peer(**said["lost"]), said["why"], said["code"]))
-    else:
-      self._ended.set()

@@ -13,11 +13,12 @@ import optax
 
 from vlp_jax.ops import reduce
 from vlp_jax.ops import tree
+from vlp_jax.training import draw as draw_lib
 from vlp_jax.training import guard as guard_lib
 from vlp_jax.training import sharding as sharding_lib
 
 # The order is part of what a seed means: add at the end.
-STREAMS = ("dropout", "mask", "sample")
+STREAMS = ("dropout", "mask", "sample", "draw")
 
 
 @flax.struct.dataclass
@@ -25,8 +26,8 @@ class TrainState:
   """All that a checkpoint holds; nothing in it is random.
 
   step int32 []; params; opt_state; ema: like params, or None without a teacher;
-  memory: the state of objectives that is no parameter (queues); guard: what steps are
-  compared with.
+  memory: the state that is no parameter: queues of objectives, running statistics of
+    the model's batch norm. guard: what steps are compared with.
   """
 
   step: jax.Array
@@ -35,6 +36,14 @@ class TrainState:
   ema: Any
   memory: Any
   guard: guard_lib.Record = dataclasses.field(default_factory=guard_lib.fresh)
+
+  def variables(self) -> dict[str, Any]:
+    """What inference reads: parameters, and what the model's own layers keep.
+
+    The memory of objectives (queues) is of training alone.
+    """
+    kept = self.memory.get("model")
+    return {"params": self.params} | ({"memory": {"model": kept}} if kept else {})
 
 
 def keys(seed: int, step: jax.Array) -> dict[str, jax.Array]:
@@ -137,35 +146,52 @@ def make_train_step(
     if ema_decay is not None:
       ema = tree.ema(ema, state.params, decay=ema_decay)
 
-    def loss_of(params):
+    rngs = keys(seed, state.step)
+
+    def loss_of(params, drawn):
       (loss, metrics), new = pretrainer.apply(
         {"params": params, "memory": state.memory},
         batch,
         step=state.step,
         teacher_params=ema,
         train=True,
-        rngs=keys(seed, state.step),
+        rngs=rngs,
+        **({} if drawn is None else {"drawn": drawn}),
         mutable=["memory"],
       )
       return loss.value(), (loss, metrics, new.get("memory", {}))
 
-    grads, (loss, metrics, memory) = jax.grad(loss_of, has_aux=True)(state.params)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    one = functools.partial(reduce.Mean, weight=jnp.float32(1.0))
-    metrics = {
-      "loss": loss,
-      **metrics,
-      "grad_norm": one(optax.tree.norm(grads)),
-      "learning_rate": one(jnp.float32(schedule(state.step))),
-    }
-    new_state = TrainState(
-      step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
-      opt_state=opt_state,
-      ema=ema,
-      memory=memory,
-      guard=state.guard,
+    def run(drawn):
+      return jax.grad(loss_of, has_aux=True)(state.params, drawn)
+
+    metrics_of = lambda drawn: loss_of(state.params, drawn)[1][1]
+    grads, (loss, metrics, memory) = draw_lib.one(
+      run, metrics_of, pretrainer.shares, rngs["draw"]
     )
-    return new_state, metrics
+    state = state.replace(ema=ema, memory=memory)
+    return update(state, tx, grads, {"loss": loss, **metrics}, schedule)
 
   return step
+
+
+def update(
+  state: TrainState,
+  tx: optax.GradientTransformation,
+  grads: Any,
+  metrics: dict[str, reduce.Mean],
+  schedule: Callable[[jax.Array], jax.Array],
+) -> tuple[TrainState, dict[str, reduce.Mean]]:
+  """(state, metrics) after the optimiser has moved the parameters by a gradient."""
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  one = functools.partial(reduce.Mean, weight=jnp.float32(1.0))
+  metrics = {
+    **metrics,
+    "grad_norm": one(optax.tree.norm(grads)),
+    "learning_rate": one(jnp.float32(schedule(state.step))),
+  }
+  new_state = state.replace(
+    step=state.step + 1,
+    params=optax.apply_updates(state.params, updates),
+    opt_state=opt_state,
+  )
+  return new_state, metrics

@@ -8,7 +8,8 @@ A Source is a frozen dataclass of plain fields with
 
 and a raw example is a dict of
 
-  image: bytes of a JPEG, PNG, GIF, BMP or WEBP file
+  image: bytes of a JPEG, PNG, GIF, BMP or WEBP file; or of an .npz of regions, where
+    they are read in its place (data/regions.py)
   captions: list of str, or of bytes that should be UTF-8; one is drawn in training
   image_id: int; examples with the same number show the same image
   key: str, the file's or the record's name, for messages

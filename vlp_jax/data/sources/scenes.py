@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from vlp_jax.data import drawing
+from vlp_jax.data import scene_regions
 from vlp_jax.data import scene_tasks
 from vlp_jax.data import scenes
 
@@ -28,6 +29,8 @@ class Source:
       them, the same words bound differently; for `data.block=2`.
     task: what a scene is for: to be captioned, or a task of data/scene_tasks.py, whose
       question, statement or hypothesis takes the caption's place.
+    regions: so many regions of a picture, of which the first are its things, in the
+      place of the picture; see data/scene_regions.py. 0: the picture itself.
   """
 
   split: str = "train"
@@ -38,6 +41,7 @@ class Source:
   twins: float = 0.5
   rivalry: float = 0.0
   task: Literal["pairs", "vqa", "ve", "nlvr"] = "pairs"
+  regions: int = 0
 
   def __post_init__(self):
     scenes.size_of(self.split, self.size)
@@ -49,6 +53,11 @@ class Source:
       raise ValueError(f"source.seed={self.seed}: want 0 or more.")
     if not 0.0 <= self.rivalry <= 1.0:
       raise ValueError(f"source.rivalry={self.rivalry}: a share, want 0 … 1.")
+    if self.regions and self.regions < scene_regions.MOST_THINGS:
+      raise ValueError(
+        f"source.regions={self.regions}: want 0, or {scene_regions.MOST_THINGS} or"
+        " more: a scene has as many things."
+      )
     _ = self.numbers  # a wrong share is told now, not at the first read
 
   def __len__(self) -> int:
@@ -87,7 +96,10 @@ class Source:
     }
 
   def _picture(self, described, rng):
-    return drawing.png(drawing.draw(described, res=self.res, rng=rng))
+    image, boxes = drawing.draw_with_boxes(described, res=self.res, rng=rng)
+    if self.regions:
+      return scene_regions.file(image, boxes, described, self.regions, rng)
+    return drawing.png(image)
 
   def _asked(self, example):
     """What the task makes of the scene: "captions", and what it needs besides."""

@@ -29,11 +29,15 @@ class Source:
     path: of the table or folder.
     root: folder that image paths are relative to; None: that of the table.
     split: only rows whose "split" says so; None: all.
+    suffix: of the files that are read, where it is not that of the images' names:
+      ".npz" for regions of a detector (data/regions.py), which lie under `root` as the
+      images do elsewhere.
   """
 
   path: str
   root: str | None = None
   split: str | None = None
+  suffix: str | None = None
 
   def __post_init__(self):
     path = pathlib.Path(self.path)
@@ -48,14 +52,17 @@ class Source:
         f"config: source.root={self.root}: no such folder; set"
         " --config.data.source.root=… to the one that image paths are relative to."
       )
+    if self.suffix is not None and not self.suffix.startswith("."):
+      raise ValueError(f"config: source.suffix={self.suffix!r}: want one like '.npz'.")
     if not self._rows:
       raise ValueError(
         f"config: source.path={self.path}: is empty: no image with a caption."
       )
-    first = [self._folder / row[0] for row in self._rows[:PROBED]]
+    first = [self._file(row[0]) for row in self._rows[:PROBED]]
+    what = "images" if self.suffix is None else f"{self.suffix} files"
     if not any(file.is_file() for file in first):
       raise FileNotFoundError(
-        f"config: source.path={self.path}: none of its first {len(first)} images is"
+        f"config: source.path={self.path}: none of its first {len(first)} {what} is"
         f" there, the first would be {first[0]}; set --config.data.source.root=… to the"
         f' folder that "{self._rows[0][0]}" is relative to.'
       )
@@ -74,7 +81,7 @@ class Source:
 
   def _example(self, index):
     image, captions = self._rows[index]
-    file = self._folder / image
+    file = self._file(image)
     example = {"image": b"", "captions": captions, "image_id": index, "key": str(file)}
     try:
       example["image"] = file.read_bytes()
@@ -83,6 +90,10 @@ class Source:
       missing = isinstance(error, FileNotFoundError)
       example["error"] = "file is missing" if missing else "file cannot be read"
     return example
+
+  def _file(self, image):
+    file = self._folder / image
+    return file if self.suffix is None else file.with_suffix(self.suffix)
 
   @functools.cached_property
   def _folder(self) -> pathlib.Path:

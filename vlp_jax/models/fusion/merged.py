@@ -22,13 +22,14 @@ from vlp_jax.ops import mask as mask_lib
 class Fusion(nn.Module):
   """Text Tokens [B, L, D] and image Tokens [B, S, D] -> Fused.
 
-  Each token gets the embedding of its type; `pooled` [B, D] is a tanh layer on the
+  Each token gets the embedding of its type, unless the towers give it (UNITER's do,
+  within their norms); `pooled` [B, D] is a tanh layer on the
   text's first token.
 
   Attributes:
     text_width, image_width: D of both, handed in by `build`.
     depth, num_heads, mlp_dim: sizes of the stack.
-    types: rows of the type table: 0 text, 1 the image, 2 a second one (NLVR2).
+    types: rows of the type table: 0 text, 1 the image, 2 a second one (NLVR2). 0: none.
     norm: "pre" (ViT), with a norm at the end, or "post" (BERT).
   """
 
@@ -65,7 +66,8 @@ class Fusion(nn.Module):
         'model.fusion.type="merged" is one stream: model.image.width='
         f"{self.image_width} and model.text.width={width} must be equal."
       )
-    self.type = embed.Embed(self.types, width, axis="pos", dtype=self.dtype)
+    if self.types:
+      self.type = embed.Embed(self.types, width, axis="pos", dtype=self.dtype)
     self.blocks = block.stack(self)
     if self.norm == "pre":
       self.last_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm")
@@ -93,13 +95,12 @@ class Fusion(nn.Module):
         'model.fusion.type="merged" fuses with attention="bidirectional" only, not'
         f" {attention!r}: words and patches see each other."
       )
-    x = jnp.concatenate(
-      [
-        text.x + self.type(jnp.int32(0)),
-        image.x + self.type(jnp.int32(image_type)),
-      ],
-      axis=1,
-    )
+    kinds = (0, image_type)
+    parts = [text.x, image.x]
+    if self.types:
+      pairs = zip(parts, kinds, strict=True)
+      parts = [part + self.type(jnp.int32(kind)) for part, kind in pairs]
+    x = jnp.concatenate(parts, axis=1)
     x = block.run(self, x, seen, train=train)
     x = self.last_norm(x) if self.norm == "pre" else x
     return tokens_lib.Fused(

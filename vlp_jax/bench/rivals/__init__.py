@@ -1,0 +1,71 @@
+"""PyTorch models of the same sizes, each a process of its own.
+
+The file is the registry. It needs torch and what its name says, and of ours no more
+than this folder and `bench/timing.py`: another interpreter may run it. Each is a module
+that maps a batch to its loss, and the batch.
+"""
+
+import difflib
+import json
+import os
+import pathlib
+from typing import Any
+
+from vlp_jax.bench import timing
+
+SHARED = ("__init__", "layers", "training")
+
+
+def names() -> list[str]:
+  """The rivals that there are."""
+  here = pathlib.Path(__file__).parent
+  return sorted(f.stem for f in here.glob("*.py") if f.stem not in SHARED)
+
+
+def start(
+  name: str, program: Any, *, python: str | None = None, compiled: bool = False
+) -> timing.Child:
+  """The process of a rival, of the sizes of a program; it has done its first step.
+
+  Args:
+    name: a file of this folder. program: see `bench/program.py`.
+    python: an interpreter that has its packages. compiled: by torch.compile.
+
+  Raises:
+    ValueError: there is no such rival, or it did not start.
+  """
+  if name not in names():
+    near = difflib.get_close_matches(name, names(), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise ValueError(
+      f"bench step: --against={name}: no such rival{hint} There are"
+      f" {', '.join(names())}."
+    )
+  said = json.dumps(sizes(program) | {"compiled": compiled})
+  root = str(pathlib.Path(__file__).parents[3])
+  paths = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
+  argv = ["-m", f"{__name__}.{name}", said]
+  return timing.Child(argv, python=python, env={"PYTHONPATH": paths})
+
+
+def sizes(program: Any) -> dict[str, Any]:
+  """What a rival has to know to be of the same sizes: plain data."""
+  model, batch = program.pretrainer.model, program.batch
+  found = {
+    "batch_size": program.config.batch_size,
+    "vocab": model.text.vocab.size,
+    "length": batch["text"].shape[1],
+    "positions": model.text.length,
+    "embed": model.embed_dim,
+    "dtype": model.dtype,
+    "device": "cuda" if program.mesh.devices.flat[0].platform == "gpu" else "cpu",
+    "res": model.image.res,
+    "patch": model.image.patch,
+    "objectives": sorted(program.pretrainer.objectives),
+  }
+  for tower in ("image", "text", "fusion"):
+    module = getattr(model, tower)
+    fields = ("width", "depth", "num_heads", "mlp_dim", "act")
+    if module is not None:
+      found[tower] = {f: getattr(module, f) for f in fields if hasattr(module, f)}
+  return found

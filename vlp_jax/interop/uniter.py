@@ -1,0 +1,200 @@
+"""Official UNITER checkpoints (ChenRocks/UNITER, model/pretrain.py).
+
+UniterForPretraining: a BERT over words and regions, and the heads of its objectives,
+which a config names itm, mlm, mrfr and mrc. Files of before its renaming begin with
+`bert.` where others begin with `uniter.`; both are read.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import os
+from typing import Any
+
+import numpy as np
+
+from vlp_jax.interop import reader
+from vlp_jax.interop import rules
+from vlp_jax.interop import towers
+from vlp_jax.ops import tree as tree_lib
+
+# Sizes: those of `towers` for text, with the features Z of a region, P numbers of its
+# place, C classes.
+
+# A checkpoint of this format has tensors of these names.
+SIGNATURE = (
+  r"(uniter|bert)\.img_embeddings\.img_linear\.weight",
+  r"(uniter|bert)\.encoder\.layer\.0\..*",
+)
+TRUNK, OLD = "uniter.", "bert."
+MASK = f"{TRUNK}img_embeddings.mask_embedding.weight"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """What an official file holds: params, a tree of ours."""
+
+  params: dict[str, Any]
+
+
+def load(
+  path: str | os.PathLike, *, num_heads: int | None = None, key: str | None = None
+) -> Checkpoint:
+  """Reads an official file, uniter-base.pt.
+
+  Args:
+    path: see `reader.load`, also for `key`.
+    num_heads: which no shape tells; None: of 64 each, as in all that is published.
+
+  Raises:
+    FileNotFoundError, ValueError: see `reader.load` and `rules.from_theirs`.
+  """
+  tensors = _read(path, key)
+  layers = towers.depth(
+    tensors, f"{TRUNK}encoder.layer.{{i}}.", f"{path} is no UNITER checkpoint"
+  )
+  norm = f"{TRUNK}embeddings.LayerNorm.weight"
+  params = rules.from_theirs(
+    tensors,
+    parameter_rules(layers),
+    sizes=dict(N=towers.heads(tensors, norm, num_heads, "num_heads")),
+    what=f"the UNITER checkpoint {path}",
+  )
+  return Checkpoint(params)
+
+
+def save(
+  path: str | os.PathLike, checkpoint: Checkpoint, *, key: str | None = None
+) -> None:
+  """Writes an official file, its names with `uniter.`; `load` gives the same bits.
+
+  Args:
+    path: .pt or .safetensors, see `reader.save`.
+    checkpoint: parameters without boxes.
+    key: the official files have none.
+  """
+  reader.save(path, export(checkpoint.params), key=key)
+
+
+def export(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """A tree of the parameters' shape (or of gradients) as {official name: tensor}."""
+  table, sizes = _table(params)
+  tensors = rules.to_theirs(params, table, sizes=sizes)
+  # The official code fills the row of what is not hidden with zeros before it reads it.
+  mask = tensors[MASK]
+  tensors[MASK] = np.concatenate([np.zeros_like(mask), mask])
+  return tensors
+
+
+def init(
+  abstract_params: Mapping[str, Any],
+  *,
+  path: str | os.PathLike,
+  key: str | None = None,
+  skip: Sequence[str] = (),
+  fresh: Sequence[str] = (),
+) -> dict[str, Any]:
+  """Parameters of a model: `c.init = dict(type="uniter", path=…)`.
+
+  Args:
+    abstract_params: the model's tree, without boxes; leaves have shape and dtype.
+    path, key: see `reader.load`.
+    skip: regular expressions of whole names in the file that the model does not use.
+    fresh: of whole paths of the model that the file does not have.
+
+  Raises:
+    FileNotFoundError, ValueError: one error that lists all that does not fit.
+  """
+  table, sizes = _table(abstract_params)
+  return rules.from_theirs(
+    _read(path, key),
+    table,
+    sizes=sizes,
+    shapes=abstract_params,
+    skip=skip,
+    fresh=fresh,
+    what=f"the UNITER checkpoint {path}, for this model,",
+  )
+
+
+def parameter_rules(layers: int) -> rules.Table:
+  """The state dict <-> {"model": …, "objectives_itm": …, …} of ours."""
+  image, words, fusion = "model/image", "model/text", "model/fusion"
+  embeddings, regions = f"{TRUNK}embeddings.", f"{TRUNK}img_embeddings."
+  regress, classify = "feat_regress.", "region_classifier."
+  mrfr, mrc = "objectives_mrfr", "objectives_mrc"
+  types = tuple(f"{tower}/type/embedding" for tower in (words, image))
+  return [
+    rules.Rule(
+      (f"{embeddings}word_embeddings.weight", "cls.predictions.decoder.weight"),
+      f"{words}/word/embedding",
+      "V D -> V D",
+    ),
+    rules.Rule(
+      f"{embeddings}position_embeddings.weight",
+      f"{words}/position/embedding",
+      "T D -> T D",
+      fit=_refuse_length,
+    ),
+    # The first type is of words, the second one of regions.
+    rules.Rule(f"{embeddings}token_type_embeddings.weight", types, "2 D -> 2 1 D"),
+    *towers.norm_rules(f"{embeddings}LayerNorm.", f"{words}/norm", "D"),
+    rules.Rule(
+      (f"{regions}img_linear.weight", f"{regress}weight"),
+      f"{image}/feature/kernel",
+      "D Z -> Z D",
+    ),
+    rules.Rule(f"{regions}img_linear.bias", f"{image}/feature/bias", "D -> D"),
+    *towers.norm_rules(f"{regions}img_layer_norm.", f"{image}/feature_norm", "D"),
+    *towers.linear_rules(f"{regions}pos_linear.", f"{image}/place", "P", "D"),
+    *towers.norm_rules(f"{regions}pos_layer_norm.", f"{image}/place_norm", "D"),
+    rules.Rule(MASK, f"{image}/mask", "1 Z -> Z"),
+    *towers.norm_rules(f"{regions}LayerNorm.", f"{image}/norm", "D"),
+    *towers.bert_layer_rules(
+      f"{TRUNK}encoder.layer.", f"{fusion}/blocks", range(layers)
+    ),
+    *towers.linear_rules(f"{TRUNK}pooler.dense.", f"{fusion}/pool/dense", "D", "D'"),
+    *towers.bert_mlm_rules("cls.predictions.", "objectives_mlm", decoder_bias=False),
+    *towers.linear_rules("itm_output.", "objectives_itm/head", "D", "2"),
+    *_head(f"{regress}net.", mrfr),
+    rules.Rule(f"{regress}bias", f"{mrfr}/bias", "Z -> Z"),
+    *_head(f"{classify}net.", mrc),
+    *towers.linear_rules(f"{classify}net.3.", f"{mrc}/decoder", "D", "C"),
+  ]
+
+
+def _head(theirs, ours):
+  """Linear, GELU, norm."""
+  return [
+    rules.Rule(f"{theirs}0.weight", f"{ours}/dense/kernel", "D' D -> D D'"),
+    rules.Rule(f"{theirs}0.bias", f"{ours}/dense/bias", "D -> D"),
+    *towers.norm_rules(f"{theirs}2.", f"{ours}/norm", "D"),
+  ]
+
+
+def _refuse_length(table, shape):
+  raise ValueError(f"say model.text.length={table.shape[0]} (not {shape[0]})")
+
+
+def _read(path, key):
+  """The tensors, by the newer names, the mask without its row of zeros."""
+  tensors = {
+    TRUNK + name.removeprefix(OLD) if name.startswith(OLD) else name: x
+    for name, x in reader.load(path, key=key).items()
+  }
+  if MASK in tensors and tensors[MASK].shape[:1] == (2,):
+    tensors[MASK] = tensors[MASK][1:]
+  return tensors
+
+
+def _table(params):
+  """(table, sizes) of a tree of ours."""
+  leaves = tree_lib.flatten(params)
+  query = "model/fusion/blocks/attn/query/kernel"
+  missing = [p for p in (query, "model/image/feature/kernel") if p not in leaves]
+  if missing:
+    raise ValueError(
+      "this model is not of UNITER's kind (regions, words and one stream): it has no"
+      f" {', '.join(missing)}."
+    )
+  layers, _, heads, _ = leaves[query].shape
+  return parameter_rules(layers), dict(N=heads)

@@ -1,0 +1,145 @@
+"""Compiles the programs of a step for hardware that is not here, and reads them."""
+
+import contextlib
+import dataclasses
+import math
+import re
+import time
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+
+from vlp_jax import build
+from vlp_jax.planning import cost as cost_lib
+from vlp_jax.training import sharding as sharding_lib
+from vlp_jax.training import stepping as stepping_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """What the compiler says of a program, in bytes of one device.
+
+  Attributes:
+    arguments: that come in; donated: of these, what the results are written into.
+    results: that come out, donated or not. temporaries: all else while it runs.
+    code: of the program itself.
+    needed: of all, at most at once; with what it is handed and does not read.
+    cost: None where the compiler gave up for want of memory.
+    seconds: that compiling took.
+  """
+
+  name: str
+  times: int
+  arguments: float
+  donated: float
+  results: float
+  temporaries: float
+  code: float
+  needed: float
+  cost: cost_lib.Cost | None
+  seconds: float
+
+
+def batch(job: build.Job) -> dict[str, jax.ShapeDtypeStruct]:
+  """A global batch, placed as the trainer places it."""
+  split = NamedSharding(job.mesh, PartitionSpec(("data", "fsdp")))
+  return {
+    key: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=split)
+    for key, spec in job.batch.items()
+  }
+
+
+def compile(
+  program: stepping_lib.Program, job: build.Job, *, exact: bool = False
+) -> tuple[Compiled, str]:
+  """Compiles for the devices of the job's mesh.
+
+  Args:
+    exact: as the trainer compiles. Else the compiler is asked for little effort, which
+      takes a quarter of the time (README, "Plan", says what that changes).
+
+  Returns:
+    What the compiler says, and the text of the program, "" where there is none.
+  """
+  begun = time.monotonic()
+  with sharding_lib.use(job.mesh, job.sharding), _effort(None if exact else QUICK):
+    lowered = program.fn.lower(*program.args)
+    try:
+      made = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+      needed = needed_of(str(error))
+      if needed is None:
+        raise
+      return _refused(program, needed, time.monotonic() - begun), ""
+  seconds = time.monotonic() - begun
+  text, said = made.as_text(), made.memory_analysis()
+  sizes = dict(
+    arguments=said.argument_size_in_bytes,
+    donated=said.alias_size_in_bytes,
+    results=said.output_size_in_bytes,
+    temporaries=said.temp_size_in_bytes,
+    code=said.generated_code_size_in_bytes,
+  )
+  # What a program is handed and does not read is not among its arguments, but there.
+  unread = max(0.0, held(program.args) - sizes["arguments"])
+  needed = sum(sizes.values()) - 2 * sizes["donated"] + unread
+  cost = cost_lib.of(text, devices=job.mesh.size)
+  found = Compiled(
+    program.name, program.times, **sizes, needed=needed, cost=cost, seconds=seconds
+  )
+  return found, text
+
+
+def _refused(program, needed, seconds):
+  """Of a program for which the device's memory does not do."""
+  there = held(program.args)
+  return Compiled(
+    name=program.name,
+    times=program.times,
+    arguments=there,
+    donated=0.0,
+    results=0.0,
+    temporaries=max(0.0, needed - there),
+    code=0.0,
+    needed=needed,
+    cost=None,
+    seconds=seconds,
+  )
+
+
+# XLA's exec_time_optimization_effort, of -1 to 1.
+QUICK = -1.0
+
+
+@contextlib.contextmanager
+def _effort(level):
+  before = jax.config.jax_exec_time_optimization_effort
+  if level is not None:
+    jax.config.update("jax_exec_time_optimization_effort", level)
+  try:
+    yield
+  finally:
+    jax.config.update("jax_exec_time_optimization_effort", before)
+
+
+_UNITS = dict(K=2.0**10, M=2.0**20, G=2.0**30, T=2.0**40)
+
+
+def needed_of(message: str) -> float | None:
+  """Bytes that a program would take, of the TPU compiler's refusal; None: it is none.
+
+  "Ran out of memory in memory space hbm. Used 35.38G of 15.75G hbm."
+  """
+  found = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", message)
+  return float(found[1]) * _UNITS[found[2]] if found else None
+
+
+def held(tree: Any) -> float:
+  """Bytes of one device that arrays take, by their shapes and shardings."""
+  total = 0.0
+  for leaf in jax.tree.leaves(tree):
+    shape = leaf.sharding.shard_shape(leaf.shape)
+    total += leaf.dtype.itemsize * math.prod(shape)
+  return total

@@ -1,0 +1,193 @@
+"""Runs a planned step on the devices that are here, and holds the plan against it."""
+
+from collections.abc import Callable
+import dataclasses
+import os
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vlp_jax import build
+from vlp_jax.planning import hardware
+from vlp_jax.planning import result
+from vlp_jax.training import sharding as sharding_lib
+from vlp_jax.training import step as step_lib
+from vlp_jax.training import stepping as stepping_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+  """What was seen on the devices.
+
+  Attributes:
+    step: seconds, the median of `steps` of them.
+    peak: bytes that were in use at most; None where the device does not say (a CPU).
+    loss: of the last step.
+  """
+
+  step: float
+  steps: int
+  peak: float | None
+  loss: float
+
+
+def here() -> tuple[str, list[jax.Device]]:
+  """("h100:8", devices): the topology that this machine is, as the planner names it.
+
+  Raises:
+    ValueError: the hardware has no line in `hardware.CHIPS`.
+  """
+  devices = jax.devices()
+  kind, count = devices[0].device_kind, len(devices)
+  if devices[0].platform == "cpu":
+    return f"cpu:{count}", devices
+  for name, chip in hardware.CHIPS.items():
+    if chip.gpu is not None and chip.gpu.name == kind:
+      return f"{name}:{count}", devices
+  kinds = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
+  if kind in kinds:
+    spans = [max(axis) + 1 for axis in zip(*(d.coords for d in devices), strict=True)]
+    axes = 2 if kinds[kind] in ("v5e", "v6e") else 3
+    return f"{kinds[kind]}:{'x'.join(map(str, sorted(spans[:axes])))}", devices
+  raise ValueError(
+    f"plan: --measure: {kind!r} has no line in vlp_jax/planning/hardware.py: add its"
+    " peaks there."
+  )
+
+
+def random_batch(job: build.Job, seed: int = 0) -> dict[str, jax.Array]:
+  """A global batch of the right shapes, on the mesh: noise, every word counted."""
+  rng = np.random.default_rng(seed)
+  vocab = job.pretrainer.model.text.vocab
+  out = {}
+  for key, spec in job.batch.items():
+    if spec.dtype == np.bool_:
+      out[key] = np.ones(spec.shape, bool)
+    elif np.issubdtype(spec.dtype, np.floating):
+      out[key] = rng.standard_normal(spec.shape, np.float32).astype(spec.dtype)
+    elif key.endswith("image_id"):
+      out[key] = np.arange(spec.shape[0], dtype=spec.dtype)
+    elif key.endswith("_size"):
+      out[key] = np.broadcast_to(
+        np.asarray(job.batch[key.removesuffix("_size")].shape[1:3], spec.dtype),
+        spec.shape,
+      )
+    elif key.startswith("image"):
+      out[key] = rng.integers(0, 256, spec.shape).astype(spec.dtype)
+    elif key.startswith("text"):
+      out[key] = rng.integers(8, vocab.size, spec.shape).astype(spec.dtype)
+    else:
+      # Labels and the like: 0 is one of them wherever they are counted.
+      out[key] = np.zeros(spec.shape, spec.dtype)
+  return sharding_lib.put_batch(out, job.mesh)
+
+
+def run(job: build.Job, *, steps: int) -> Measured:
+  """A few steps of the run on its mesh, after one that compiles.
+
+  Raises:
+    ValueError: fewer than one step, or one that the host streams.
+  """
+  if steps < 1:
+    raise ValueError(f"plan: --steps={steps}: want 1 or more.")
+  step = build.stepping(job)
+  if not isinstance(step, stepping_lib.Whole):
+    raise ValueError(
+      "plan: --measure runs a step of one program: set accumulate_stream=False."
+    )
+  state = step_lib.init_state(
+    job.pretrainer,
+    job.tx,
+    job.batch,
+    seed=job.config.seed,
+    ema=job.has_teacher,
+    mesh=job.mesh,
+    sharding=job.sharding,
+  )
+  batch = random_batch(job)
+  seconds = []
+  with sharding_lib.use(job.mesh, job.sharding):
+    for _ in range(steps + 1):
+      begun = time.perf_counter()
+      state, metrics = step(state, batch)
+      jax.block_until_ready(state)
+      seconds.append(time.perf_counter() - begun)
+  peaks = [
+    (d.memory_stats() or {}).get("peak_bytes_in_use") for d in job.mesh.local_devices
+  ]
+  known = [peak for peak in peaks if peak is not None]
+  return Measured(
+    step=statistics.median(seconds[1:]),
+    steps=steps,
+    peak=float(max(known)) if known else None,
+    loss=float(metrics["loss"].value()),
+  )
+
+
+def cpu(devices: int) -> hardware.Chip:
+  """A chip of this machine's CPU, measured: a share of it for each of its devices.
+
+  Rates are of one product of 1,024 x 1,024 matrices in float32, and of a copy of 64
+  MiB, the best of five.
+  """
+  x = jnp.ones((1024, 1024), jnp.float32)
+  product = jax.jit(jnp.dot)
+  rate = 2 * 1024**3 / _best(lambda: product(x, x))
+  big = jnp.ones(2**24, jnp.float32)
+  copy = jax.jit(lambda a: a + 1)
+  bandwidth = 2 * big.nbytes / _best(lambda: copy(big))
+  rates = dict.fromkeys(("half", "single", "single_high", "double"), rate / devices)
+  memory = _memory() / devices
+  # Messages are copies.
+  link = bandwidth / devices
+  return hardware.Chip("cpu", rates, memory, memory, bandwidth / devices, link)
+
+
+def _best(call: Callable[[], Any]) -> float:
+  jax.block_until_ready(call())
+  seconds = []
+  for _ in range(5):
+    begun = time.perf_counter()
+    jax.block_until_ready(call())
+    seconds.append(time.perf_counter() - begun)
+  return min(seconds)
+
+
+def _memory():
+  return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def as_json(plan: result.Plan, seen: Measured) -> dict[str, Any]:
+  """What was seen, and how many times what was predicted."""
+  return dataclasses.asdict(seen) | {
+    "step_ratio": seen.step / plan.seconds["step"],
+    "memory_ratio": None if seen.peak is None else seen.peak / _held(plan),
+  }
+
+
+def _held(plan):
+  """What was predicted of this loop, which has no next batch on its way."""
+  return plan.needed - plan.memory["next batch"]
+
+
+def render(plan: result.Plan, seen: Measured) -> str:
+  """Predicted beside measured."""
+  step = plan.seconds["step"]
+  lines = [
+    "",
+    f"Measured: {seen.steps} steps on random inputs, loss {seen.loss:.3f}",
+    f"  {'step, ms':<28}{seen.step * 1e3:>9.2f}  predicted {step * 1e3:.2f}:"
+    f" {seen.step / step:.2f} times as long",
+  ]
+  if seen.peak is None:
+    lines.append(f"  {'memory':<28}{'–':>9}  this device does not say")
+  else:
+    lines.append(
+      f"  {'memory, GiB':<28}{seen.peak / result.GIB:>9.2f}  predicted"
+      f" {_held(plan) / result.GIB:.2f}: {seen.peak / _held(plan):.2f} times as much"
+    )
+  return "\n".join(lines)

@@ -1,0 +1,294 @@
+"""Gradients of a global batch by microbatches, exactly, also where rows look at others.
+
+As GradCache (Gao et al. 2021, https://arxiv.org/abs/2101.06983): all embeddings first;
+the loss across the batch and its gradient to them; then the encoders again, microbatch
+by microbatch, with that gradient and with the objectives that need no other rows. What
+is drawn (masked words, negatives) is drawn for the global batch, and a mean is divided
+by the weight of the global batch. So M microbatches give the step of one batch. But for
+dropout, and dropped paths and patches: those are drawn for each microbatch, the same in
+both passes, and another mesh may make microbatches of other rows.
+
+Shape letters: B global batch, b = B / M rows of a microbatch, M microbatches, P parts.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from vlp_jax.ops import reduce
+from vlp_jax.ops import tree
+from vlp_jax.training import step as step_lib
+
+# --- Which rows are a microbatch -----------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How a global batch is cut.
+
+  Each of P runs of B / P neighbouring rows gives b / P neighbours to every microbatch:
+  where P is the number of the mesh's parts, no row leaves its device.
+
+  Attributes:
+    batch_size: B. count: M. parts: P.
+  """
+
+  batch_size: int
+  count: int = 1
+  parts: int = 1
+
+  @property
+  def rows(self) -> int:
+    return self.batch_size // self.count
+
+  def take(self, whole: Any, number: jax.Array) -> Any:
+    """Rows of microbatch `number`: a tree of [b, …] out of [B, …]."""
+
+    def one(x):
+      x = self._cut(x)
+      x = jax.lax.dynamic_index_in_dim(x, number, axis=1, keepdims=False)
+      return x.reshape(self.rows, *x.shape[2:])
+
+    return jax.tree.map(one, whole)
+
+  def put(self, whole: Any, rows: Any, number: jax.Array) -> Any:
+    """`whole` [B, …] with `rows` [b, …] as its microbatch `number`."""
+
+    def one(x, new):
+      new = new.reshape(self.parts, -1, *new.shape[1:])
+      cut = jax.lax.dynamic_update_index_in_dim(self._cut(x), new, number, axis=1)
+      return cut.reshape(x.shape)
+
+    return jax.tree.map(one, whole, rows)
+
+  def _cut(self, x):
+    return x.reshape(self.parts, self.count, -1, *x.shape[1:])
+
+
+def layout(
+  objectives: Mapping[str, Any], *, batch_size: int, count: int, parts: int
+) -> Layout:
+  """How to cut the batch of these objectives on a mesh that splits it into `parts`.
+
+  Raises:
+    ValueError: it does not divide, or an objective cannot be had by microbatches; names
+      the field and the way out.
+  """
+  if count == 1:
+    return Layout(batch_size)
+  if batch_size % count or batch_size // count % parts:
+    least = parts * count
+    raise ValueError(
+      f"config: accumulate={count}: batch_size={batch_size} does not make so many"
+      f" microbatches that split over data x fsdp = {parts}: choose batch_size a"
+      f" multiple of {least}, or another accumulate."
+    )
+  rows = batch_size // count
+  wont = [n for n, o in objectives.items() if not getattr(o, "accumulates", None)]
+  if wont:
+    raise ValueError(
+      f"config: accumulate={count}: objectives.{wont[0]} does not say how it is had by"
+      f" microbatches (`accumulates`, see vlp_jax/pretrainer.py): set accumulate=1, or"
+      f" objectives.{wont[0]}=None."
+    )
+  by_rows = [o for o in objectives.values() if o.accumulates == "rows"]
+  together = math.lcm(1, *(objective.together(rows) for objective in by_rows))
+  # As many runs as the mesh has parts, or fewer where neighbours would be parted: their
+  # rows then move between devices, once a step.
+  fits = [p for p in range(1, parts + 1) if not parts % p and not rows // p % together]
+  if not fits:
+    raise ValueError(
+      f"config: accumulate={count}: {together} neighbours have to stay together, which"
+      f" does not divide the {rows} rows of a microbatch."
+    )
+  return Layout(batch_size, count, max(fits))
+
+
+# --- The stages of a step ------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+  """A step in pure functions of arrays, which a scan or a host calls in this order.
+
+  Attributes:
+    layout: the microbatches.
+    reads: the columns of a batch that `across` reads.
+    begin: state -> state; the teacher is updated.
+    embed: (state, microbatch, number, embedded) -> embedded, with its rows filled in.
+    across: (state, {column: [B, …]}, embedded) -> (Across, gradient of the parameters
+      so far).
+    backward: (state, microbatch, number, Across, gradient) -> (gradient, metrics).
+    apply: (state, Across, gradient, sums of metrics) -> (state, metrics).
+  """
+
+  layout: Layout
+  reads: tuple[str, ...]
+  begin: Callable
+  embed: Callable
+  across: Callable
+  backward: Callable
+  apply: Callable
+
+  def empty(self, state: Any, microbatch: Any) -> Any:
+    """Shapes of `embedded`, of the whole batch."""
+    small = jax.eval_shape(self.embed, state, microbatch, 0, None)
+    whole = (self.layout.batch_size,)
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(whole + x.shape[1:], x.dtype), small
+    )
+
+  def judged(self, judge: Callable) -> "Stages":
+    """The same, whose `apply` is judged as a step is: `judge(step) -> step`."""
+    step = judge(lambda state, given: self.apply(state, *given))
+    return dataclasses.replace(self, apply=lambda state, *given: step(state, given))
+
+  def told(self, state: Any, microbatch: Any, across: Any) -> Any:
+    """Shapes of the metrics that `backward` gives."""
+    return jax.eval_shape(self.backward, state, microbatch, 0, across, state.params)[1]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Across:
+  """What the global batch says to each of its microbatches.
+
+  Attributes:
+    gradient: {"zimg", "ztxt"} float32 [B, E], of the loss to the live embeddings.
+    drawn: {objective: {name: [B, …]}}.
+    shares: {objective: float32 []}, what its sums are multiplied by in the loss.
+    loss: float32 []. metrics: {name: Mean}. memory: new.
+  """
+
+  gradient: Any
+  drawn: Any
+  shares: Any
+  loss: jax.Array
+  metrics: Any
+  memory: Any
+
+
+def make_stages(
+  pretrainer: nn.Module,
+  tx: optax.GradientTransformation,
+  *,
+  layout: Layout,
+  reads: tuple[str, ...],
+  seed: int,
+  ema_decay: float | None,
+  schedule: Callable[[jax.Array], jax.Array],
+) -> Stages:
+  """The stages of a train step; arguments as of `step.make_train_step`."""
+  call = functools.partial(pretrainer.apply, train=True)
+
+  def rngs(state, number):
+    # What encoders draw, other for each microbatch and the same in both passes over it.
+    keys = step_lib.keys(seed, state.step)
+    return {name: jax.random.fold_in(key, number) for name, key in keys.items()}
+
+  def begin(state):
+    if ema_decay is None:
+      return state
+    return state.replace(ema=tree.ema(state.ema, state.params, decay=ema_decay))
+
+  def embed(state, microbatch, number, embedded):
+    rows = call(
+      {"params": state.params},
+      microbatch,
+      step=state.step,
+      teacher_params=state.ema,
+      rngs=rngs(state, number),
+      method="embed",
+    )
+    return rows if embedded is None else layout.put(embedded, rows, number)
+
+  def across(state, batch, embedded):
+    def loss_of(params, live):
+      (loss, found), new = call(
+        {"params": params, "memory": state.memory},
+        batch,
+        embedded | dict(live=live),
+        step=state.step,
+        rngs=step_lib.keys(seed, state.step),
+        mutable=["memory"],
+        method="across",
+      )
+      return loss, (loss, *found, new.get("memory", state.memory))
+
+    gradient = jax.grad(loss_of, argnums=(0, 1), has_aux=True)
+    (params, live), found = gradient(state.params, embedded["live"])
+    loss, metrics, drawn, memory = found
+    sums = {name: own["weight"].sum() for name, own in drawn.items()}
+    shares = {n: pretrainer.weights[n] / jnp.maximum(w, 1e-9) for n, w in sums.items()}
+    return Across(live, drawn, shares, loss, metrics, memory), params
+
+  def backward(state, microbatch, number, across, gradient):
+    towards = layout.take(across.gradient, number)
+    drawn = layout.take(across.drawn, number)
+
+    def loss_of(params):
+      live, metrics = call(
+        {"params": params},
+        microbatch,
+        drawn,
+        step=state.step,
+        teacher_params=state.ema,
+        rngs=rngs(state, number),
+        method="rows",
+      )
+      loss = sum(jnp.vdot(live[key], slope) for key, slope in towards.items())
+      for name, share in across.shares.items():
+        loss = loss + share * metrics[name].total
+      return loss, metrics
+
+    more, metrics = jax.grad(loss_of, has_aux=True)(state.params)
+    return jax.tree.map(jnp.add, gradient, more), metrics
+
+  def apply(state, across, gradient, told):
+    loss = across.loss
+    for name in across.shares:
+      loss = loss + pretrainer.weights[name] * told[name].value()
+    loss = reduce.Mean(loss, jnp.float32(1.0))
+    state = state.replace(memory=across.memory)
+    metrics = {"loss": loss, **across.metrics, **told}
+    return step_lib.update(state, tx, gradient, metrics, schedule)
+
+  return Stages(layout, reads, begin, embed, across, backward, apply)
+
+
+def make_train_step(stages: Stages) -> Callable:
+  """The stages in one function, as `step.make_train_step` makes it of one batch.
+
+  Its batch is whole and on the device; a scan goes over its microbatches.
+  """
+
+  def step(state, batch):
+    numbers = jnp.arange(stages.layout.count)
+    take = functools.partial(stages.layout.take, batch)
+    state = stages.begin(state)
+
+    def embed(embedded, number):
+      return stages.embed(state, take(number), number, embedded), None
+
+    shapes = stages.empty(state, jax.eval_shape(take, 0))
+    embedded = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    embedded, _ = jax.lax.scan(embed, embedded, numbers)
+    across, gradient = stages.across(
+      state, {key: batch[key] for key in stages.reads}, embedded
+    )
+
+    def backward(gradient, number):
+      return stages.backward(state, take(number), number, across, gradient)
+
+    gradient, told = jax.lax.scan(backward, gradient, numbers)
+    told = jax.tree.map(lambda x: x.sum(axis=0), told)
+    return stages.apply(state, across, gradient, told)
+
+  return step
