@@ -33,7 +33,10 @@ def made():
     text_mlm=text_mlm.Objective(tiny.VOCAB, 16, rate=0.3),
   )
   module = pretrainer_lib.Pretrainer(
-    tiny.model(depth=1), objectives, dict(itc=1.0, text_mlm=2.0), dict(text_mlm="texts")
+    tiny.model(depth=1),
+    objectives,
+    dict(itc=1.0, text_mlm=2.0),
+    kinds=dict(text_mlm="texts"),
   )
   pairs = {k: jnp.asarray(x) for k, x in tiny.batch().items()}
   texts = {k: pairs[k] for k in ("text", "text_mask", "image_id")}

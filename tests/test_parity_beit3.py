@@ -254,7 +254,7 @@ def test_masked_data_modelling_of_each_kind(params):
   """Codes of images, words of texts, both of pairs, which hide more words."""
   heads = {"mdm": mdm.Objective(VOCAB, 24, codes=30, patches=16, blocks=4)}
   module = pretrainer_lib.Pretrainer(
-    model(), heads, {"mdm": 1.0}, {"mdm": "pairs+images+texts"}
+    model(), heads, {"mdm": 1.0}, kinds={"mdm": "pairs+images+texts"}
   )
   given = inputs()
   rng = np.random.default_rng(0)

@@ -141,7 +141,7 @@ def test_every_component_is_checked(spec):
     assert time.steps(duration) > 0
 
 
-@pytest.mark.parametrize("spec", map(always, SPECS))
+@pytest.mark.parametrize("spec", list(map(always, SPECS)))
 def test_a_whole_step_at_full_size(spec, shapes_of):
   state, new_state, metrics = shapes_of(spec)
   assert jax.tree.structure(state) == jax.tree.structure(new_state)
