@@ -40,7 +40,7 @@ SPECS = [
 ]
 
 # Sizes between others, of which the smallest and the largest are always built.
-BETWEEN = ("clip:RN101", "clip:RN50x4", "clip:RN50x16", "uniter:L")
+BETWEEN = ("clip:RN101", "clip:RN50x4", "clip:RN50x16", "uniter:L", "beit3:large")
 
 
 def always(spec, *more):
