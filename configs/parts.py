@@ -17,7 +17,13 @@ SIZES = {
   "So400m": (1152, 27, 16, 4304),
   # Of SigLIP 2 (giant-opt).
   "g-opt": (1536, 40, 16, 6144),
+  # Of BEiT-3 (giant).
+  "g-40": (1408, 40, 16, 6144),
 }
+
+# DALL-E's dVAE as transformers has it.
+DVAE = dict(type="hf_codebook", path="facebook/flava-image-codebook")
+HALF = dict(image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5))
 
 # What ALBEF's official pretraining starts from: models/model_pretrain.py init_deit, and
 # Pretrain.py --text_encoder. The file is timm's, the name is of Hugging Face's hub.
@@ -53,12 +59,69 @@ def size(name, **fields):
 
 
 def on_scenes(config, res, task="pairs", **fields):
-  """The config on rendered scenes (with these fields), and a vocabulary of theirs."""
+  """The config with scenes as its data, a vocabulary of theirs, and a fresh start.
+
+  fields: of data/sources/scenes.py.
+  """
+  if "init" in config:
+    del config.init
   length = config.tokenizer.length
   recipe = dict(vocab_size=256, model_type="bpe")
   config.tokenizer = dict(type="sentencepiece", length=length, train=recipe)
   config.data.source = dict(type="scenes", size=300, res=res, task=task, **fields)
   return config
+
+
+def three_kinds(config, res, min_area, *, tiny, **data):
+  """Pairs, images alone and texts alone as the data; `data` adds to its fields."""
+  pp = f"decode|random_resized_crop({res}, min_area={min_area})|flip"
+  pairs = dict(type="table", path="data/pairs.jsonl")
+  images = dict(type="images", path="data/images")
+  texts = dict(type="lines", path="data/texts.txt")
+  config.data = dict(source=pairs, pp=pp, **data)
+  config.data.kinds = dict(
+    images=dict(holds="images", pp=pp, source={} if tiny else images),
+    texts=dict(holds="texts", pp="", source={} if tiny else texts),
+  )
+
+
+def dvae(res, patch, *, tiny):
+  """(model.codebook, fields of an objective): DALL-E's codes of patches, in blocks."""
+  codes, side = 32 if tiny else 8192, res // patch
+  small = dict(hidden=8, blocks=1) if tiny else {}
+  hidden = dict(targets="codebook", codes=codes, patches=side**2)
+  hidden["blocks"] = 4 if tiny else 16
+  return dict(type="dvae", res=8 * side, codes=codes, **small), hidden
+
+
+def vlmo_stage(config, stage):
+  """What a stage of VLMo reads, starts from and leaves as it is (section 3.3)."""
+  start = dict(type="native", path="runs/vlmo_images/native")
+  if stage == "images":
+    config.data.update(holds="images", source=dict(type="images", path="data/images"))
+    config.optim = frozen(**config.optim)
+  elif stage == "texts":
+    texts = dict(type="lines", path="data/texts.txt")
+    config.data = dict(holds="texts", source=texts, pp="")
+    fusion = "^model/fusion/(lower|upper)/blocks/"
+    frozen_parts = f"{fusion}((norm_|scale_)?attn|(norm_)?mlp_image)(/|$)"
+    config.optim.multipliers = ((frozen_parts, 0.0),)
+    skip = ("model/(image|codebook)/.*", "objectives_mim/.*")
+    fresh = ("model/text/.*", "model/fusion/pool/.*", "objectives_mlm/.*")
+    config.init = dict(start, skip=skip, fresh=fresh)
+  else:
+    other = ("(?!model/image/).*",)
+    fresh = ("model/image/.*", "model/.*_proj/.*", "model/log_scale", "objectives_it.*")
+    config.init = dict(
+      image=dict(start, skip=other, fresh=other),
+      rest=dict(type="native", path="runs/vlmo_texts/native", fresh=fresh),
+    )
+
+
+def frozen(*others, **optim):
+  """Fields of config.optim that leave the codebook, and `others`, as they are."""
+  patterns = (r"^model/codebook/", *others)
+  return optim | dict(multipliers=tuple((pattern, 0.0) for pattern in patterns))
 
 
 def clip(image, *, patch, res, text, embed_dim, act="gelu"):

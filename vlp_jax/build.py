@@ -6,6 +6,7 @@ import functools
 import inspect
 import itertools
 import pathlib
+import re
 import tempfile
 import types
 from typing import Any
@@ -16,10 +17,12 @@ import numpy as np
 import optax
 
 from vlp_jax import config as config_lib
+from vlp_jax import feeds as feeds_lib
 from vlp_jax import pretrainer as pretrainer_lib
 from vlp_jax import schema
 from vlp_jax.data import columns as columns_lib
 from vlp_jax.data import pp
+from vlp_jax.data import turns as turns_lib
 from vlp_jax.data.tokenizers import sentencepiece
 from vlp_jax.models import vlm
 from vlp_jax.training import accumulate
@@ -33,7 +36,7 @@ from vlp_jax.training import stepping as stepping_lib
 
 # Fields of the whole model that its towers share, unless they name their own.
 SHARED = ("backend", "dtype", "remat", "unroll")
-TOWERS = ("image", "text", "fusion", "decoder")
+TOWERS = ("image", "text", "fusion", "decoder", "codebook")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +173,11 @@ def model(spec: Mapping[str, Any], *, vocab: Any, length: int) -> vlm.VLM:
     built["decoder"] = component(
       "models", towers["decoder"], "model.decoder", default="text", given=words
     )
+  if "codebook" in towers:
+    dtype = {"dtype": shared["dtype"]} if "dtype" in shared else {}
+    built["codebook"] = component(
+      "models.codebooks", towers["codebook"], "model.codebook", given=dtype
+    )
   schema.check_fields(vlm.VLM, spec, "model", given=built)
   return vlm.VLM(**built, **spec)
 
@@ -188,12 +196,14 @@ def pretrainer(
   width = pooled_width = built.text.width
   if built.fusion is not None:
     width, pooled_width = built.fusion.widths(width)
-  objectives, weights, shares = {}, {}, {}
+  objectives, weights, shares, kinds = {}, {}, {}, {}
   for name, spec in config.objectives.items():
     spec = dict(spec)
     weights[name] = float(spec.pop("weight", 1.0))
     if "share" in spec:
       shares[name] = _share(spec.pop("share"), name)
+    if "kind" in spec:
+      kinds[name] = spec.pop("kind")
     objectives[name] = component(
       "objectives",
       spec,
@@ -205,7 +215,9 @@ def pretrainer(
     _check_teacher(name, spec, config.ema_decay)
   if not objectives:
     raise ValueError("config: objectives is empty: name at least one, e.g. itc.")
-  return pretrainer_lib.Pretrainer(built, objectives, weights, shares=shares)
+  return pretrainer_lib.Pretrainer(
+    built, objectives, weights, shares=shares, kinds=kinds
+  )
 
 
 def _share(share, name):
@@ -239,7 +251,8 @@ class Job:
     mesh, sharding: where arrays live.
     tx, schedule: the optimiser and its learning rate.
     guard, preemption: what is done about bad steps, and about notices to stop.
-    batch: ShapeDtypeStructs of a global batch.
+    batch: ShapeDtypeStructs of a global batch; of several kinds of data, {kind: those}.
+    feeds: {kind: data}. turns: the kinds that each step reads; None: there is one.
   """
 
   config: config_lib.Run
@@ -254,7 +267,9 @@ class Job:
   schedule: Callable
   guard: guard_lib.Guard
   preemption: preemption_lib.Preemption
-  batch: dict[str, jax.ShapeDtypeStruct]
+  batch: dict[str, Any]
+  feeds: dict[str, feeds_lib.Feed]
+  turns: turns_lib.Turns | None = None
 
   @property
   def has_teacher(self) -> bool:
@@ -336,6 +351,11 @@ def _check_accumulates(job):
   """That a step can be had by microbatches, where the config wants it."""
   if job.config.accumulate == 1:
     return
+  if job.turns is not None:
+    raise ValueError(
+      f"config: accumulate={job.config.accumulate}: a run over several kinds of data"
+      f" ({', '.join(job.feeds)}) takes whole batches: set accumulate=1."
+    )
   if job.pretrainer.shares:
     raise ValueError(
       f"config: accumulate={job.config.accumulate}: objectives with a share"
@@ -370,8 +390,16 @@ def job(config: config_lib.Run, workdir: epath.Path) -> Job:
     config, mesh, vocab=words.vocab, length=words.length, examples=len(train_source)
   )
   rows(built)  # checked now, before anything is compiled
+  sources = {config_lib.PAIRS: train_source}
+  for name, spec in config.data.kinds.items():
+    sources[name] = source(spec["source"], f"data.kinds.{name}.source")
+    sharding_lib.check_batch(built.feeds[name].batch_size, mesh)
   return dataclasses.replace(
-    built, workdir=workdir, source=train_source, tokenizer=words
+    built,
+    workdir=workdir,
+    source=train_source,
+    tokenizer=words,
+    feeds=feeds_lib.feeds(config, sources, built.pretrainer),
   )
 
 
@@ -393,6 +421,7 @@ def shapes(
     config, vocab=vocab, length=length, examples=examples
   )
   optim = component("", config.optim, "optim", default=OPTIM, time=time)
+  _check_frozen(trained.model, optim)
   params = step_lib.abstract_params(trained, batch)
   tx, schedule = optim_lib.make(optim, params, total_steps=time.total)
   made = Job(
@@ -409,6 +438,8 @@ def shapes(
     guard=guard_lib.Guard(**config.guard),
     preemption=preemption_lib.Preemption(**config.preemption),
     batch=batch,
+    feeds=feeds_lib.feeds(config, {}, trained),
+    turns=feeds_lib.turns(config),
   )
   _check_accumulates(made)
   return made
@@ -416,19 +447,30 @@ def shapes(
 
 def trained_on(
   config: config_lib.Run, *, vocab: Any, length: int, examples: int
-) -> tuple[pretrainer_lib.Pretrainer, dict[str, jax.ShapeDtypeStruct], Clock]:
+) -> tuple[pretrainer_lib.Pretrainer, dict[str, Any], Clock]:
   """Model and objectives, a global batch of theirs, and the clock of the run."""
   time = clock(config, examples)
   trained = pretrainer(config, vocab=vocab, length=length, time=time)
-  batch = batch_spec(
-    config.batch_size, trained.model.image.res, length, trained.objectives
-  )
-  if pp.leaves_sizes(config.data.pp):
-    _check_takes_sizes(trained.model.image, grids=pp.leaves_grids(config.data.pp))
-    sized = [key for key in ("image", "image2") if key in batch]
-    sizes = jax.ShapeDtypeStruct((config.batch_size, 2), np.int32)
-    batch |= {f"{key}_size": sizes for key in sized}
+  fed = feeds_lib.feeds(config, {}, trained)
+  turns = feeds_lib.turns(config)
+  batch = specs(fed, trained, length)
+  for name, feed in fed.items():
+    if feed.holds != "texts" and pp.leaves_sizes(feed.pp):
+      _check_takes_sizes(trained.model.image, grids=pp.leaves_grids(feed.pp))
+      part = batch if turns is None else batch[name]
+      sized = [key for key in ("image", "image2") if key in part]
+      sizes = jax.ShapeDtypeStruct((feed.batch_size, 2), np.int32)
+      part |= {f"{key}_size": sizes for key in sized}
   return trained, batch, time
+
+
+def specs(
+  feeds: Mapping[str, feeds_lib.Feed], trained: pretrainer_lib.Pretrainer, length: int
+) -> dict[str, Any]:
+  """What a global batch looks like: of one kind of data, or {kind: of each}."""
+  res = trained.model.image.res
+  found = {n: feeds_lib.spec(f, res=res, length=length) for n, f in feeds.items()}
+  return found if len(found) > 1 else found[config_lib.PAIRS]
 
 
 def _check_takes_sizes(encoder, *, grids=False):
@@ -446,6 +488,18 @@ def _check_takes_sizes(encoder, *, grids=False):
       "config: data.pp: fit(…) leaves images of several sizes on a canvas, but the"
       f" encoder model.image ({type(encoder).__module__}) reads whole squares: say"
       ' model.image.type="patches", or resize(…) instead of fit(…).'
+    )
+
+
+def _check_frozen(model, optim):
+  """That what makes targets is not moved: it has no gradient, but would decay."""
+  if model.codebook is None:
+    return
+  found = [f for p, f in optim.multipliers if re.search(p, "model/codebook/")]
+  if not found or found[0]:
+    raise ValueError(
+      "config: model.codebook makes targets, and is not trained: say"
+      ' optim.multipliers=((r"^model/codebook/", 0.0), …).'
     )
 
 
@@ -479,8 +533,22 @@ def check_batches(
   Raises:
     ValueError: it is not what the model was built for.
   """
+  if job.turns is not None:
+    # Other kinds are looked at when their turn comes, which is soon.
+    return (_checked(job, each) for each in batches)
   first = next(batches)
-  for key, spec in job.batch.items():
+  _check_batch(first, job.batch)
+  return itertools.chain([first], batches)
+
+
+def _checked(job, parts):
+  for kind, part in parts.items():
+    _check_batch(part, job.batch[kind])
+  return parts
+
+
+def _check_batch(first, specs):
+  for key, spec in specs.items():
     if key not in first:
       raise ValueError(
         f"config: data: an example has no {key!r}, which an objective wants as"
@@ -500,7 +568,6 @@ def check_batches(
       raise ValueError(
         f"config: data: an example's {key} is {got}, but the model takes {want}.{hint}"
       )
-  return itertools.chain([first], batches)
 
 
 def evaluators(job: Job) -> dict[str, Any]:

@@ -300,7 +300,7 @@ def count(card: Card, config: Mapping[str, Any]) -> dict[str, int]:
   counts = {}
   for path, leaf in tree.flatten(params).items():
     first, second = path.split("/")[:2]
-    towers = ("image", "text", "fusion", "decoder")
+    towers = ("image", "text", "fusion", "decoder", "codebook")
     name = f"model.{second}" if second in towers else first.replace("_", ".", 1)
     counts[name] = counts.get(name, 0) + leaf.size
   return counts

@@ -18,11 +18,34 @@ import pathlib
 import re
 import sys
 import types
-from typing import Any
+from typing import Any, Literal
 
 import ml_collections
 
 from vlp_jax import schema
+
+Holds = Literal["pairs", "images", "texts"]
+PAIRS = "pairs"  # the kind of the run's own data, beside `Data.kinds`
+# Of fields that texts of a config leave out where they are as by default.
+UNSAID = {"unsaid": True}
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """Data of another kind beside the run's own, for objectives that name it.
+
+  Attributes:
+    source, pp, block: as of `Data`; a source without a type is the run's own, but for
+      what it says.
+    holds: what its examples have; pp of "texts" has words on captions alone.
+    batch_size: examples of a step that reads them; None: the run's.
+  """
+
+  source: dict
+  pp: str
+  holds: Holds = "pairs"
+  block: int = 1
+  batch_size: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +60,12 @@ class Data:
     block: so many examples that lie side by side in the source stay together in the
       order of training, as rivals that a batch shall tell apart (GRIT-VLP,
       arXiv:2208.04060); divides their number.
+    holds: what its examples have: images and texts, or one of them alone.
+    kinds: {name: fields of `Kind`}, data of other kinds; the run's own is "pairs".
+      An objective says `kind=name`, where it is not for the pairs.
+    turns: the kinds that steps read, in their turn: ("pairs", "images") alternates,
+      ("pairs+images",) reads both in every step. See data/turns.py.
+    drawn: each time round, the turns come in another order.
   """
 
   source: dict
@@ -44,6 +73,10 @@ class Data:
   max_bad: float = 0.01
   workers: int | None = None
   block: int = 1
+  holds: Holds = dataclasses.field(default="pairs", metadata=UNSAID)
+  kinds: dict = dataclasses.field(default_factory=dict, metadata=UNSAID)
+  turns: tuple[str, ...] = dataclasses.field(default=(), metadata=UNSAID)
+  drawn: bool = dataclasses.field(default=False, metadata=UNSAID)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,8 +376,11 @@ def run(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Run:
   for name in ("objectives", "evals"):
     members = plain.get(name, {})
     plain[name] = {key: spec for key, spec in members.items() if spec is not None}
+  kinds = plain["data"].get("kinds", {})
   for spec in plain["evals"].values():
     _inherit(spec, plain["data"].get("source"))
+  for spec in kinds.values():
+    _inherit({"data": spec}, plain["data"].get("source"))
   return _instance(Run, plain)
 
 
@@ -392,12 +428,14 @@ class _Part:
 
 
 TOWERS = {"image": dict | None, "text": dict | None, "fusion": dict | None}
-OBJECTIVE = {"weight": float, "share": float}
+OBJECTIVE = {"weight": float, "share": float, "kind": str}
 EVAL = {"every": schema.Duration, "data": dict | None, "batch_size": int}
 PARTS = (
   _Part("model", "", "vlp_jax.models.vlm:VLM", given=TOWERS, extra=TOWERS),
   _Part("tokenizer", "data.tokenizers", given=("path",), extra={"train": dict | None}),
   _Part("data.source", "data.sources"),
+  _Part("data.kinds.*", "", "vlp_jax.config:Kind"),
+  _Part("data.kinds.*.source", "data.sources"),
   _Part("model.image", "models", "vit"),
   _Part("model.text", "models", "text", given=("vocab", "length")),
   _Part(
@@ -405,6 +443,7 @@ PARTS = (
     "models.fusion",
     given=("num_heads", "mlp_dim", "image_width", "text_width"),
   ),
+  _Part("model.codebook", "models.codebooks"),
   _Part("objectives.*", "objectives", "*", ("vocab", "width"), OBJECTIVE),
   _Part("evals.*", "evaluators", "*", extra=EVAL),
   _Part("evals.*.data.source", "data.sources"),
@@ -459,8 +498,22 @@ def _at(value, keys, where):
 def flatten(config: Mapping[str, Any] | ml_collections.ConfigDict | Run) -> list[str]:
   """Sorted lines "a.b.c = value", for people and for golden files."""
   if isinstance(config, Run):
-    config = dataclasses.asdict(config)
+    config = dataclasses.asdict(config) | {"data": _said(config.data)}
   return sorted(f"{path} = {value!r}" for path, value in _leaves(_to_dict(config), ""))
+
+
+def _said(data):
+  """The fields of `Data`, but for what few runs have and this one has not."""
+  fields = {field.name: field for field in dataclasses.fields(data)}
+  empty = {name: _default(f) for name, f in fields.items() if f.metadata == UNSAID}
+  whole = dataclasses.asdict(data)
+  return {k: v for k, v in whole.items() if k not in empty or v != empty[k]}
+
+
+def _default(field):
+  if field.default is not dataclasses.MISSING:
+    return field.default
+  return field.default_factory()
 
 
 def _leaves(value, where) -> Iterator[tuple[str, Any]]:

@@ -15,9 +15,9 @@ import numpy as np
 from vlp_jax import build
 from vlp_jax import cli
 from vlp_jax import config as config_lib
+from vlp_jax import feeds
 from vlp_jax import places
 from vlp_jax import report
-from vlp_jax.data import columns as columns_lib
 from vlp_jax.data import pipeline
 from vlp_jax.data import pp
 from vlp_jax.evaluators import retrieval
@@ -81,6 +81,7 @@ def _train(job, stop, *, first, start_time):
 
   # --- The loop ------------------------------------------------------------------
   total = job.time.total
+  turns = 1 if job.turns is None else len(job.turns.cycle)
   writer = writer_lib.NoWriter()
   if first:
     writer = writer_lib.Writer(workdir, start=begun, tensorboard=config.log.tensorboard)
@@ -126,7 +127,8 @@ def _train(job, stop, *, first, start_time):
       decides = not asked and _decides_best(config, due)
       saves = ended or asked or decides or done % save_every == 0
       saves = saves or checkpoints.retry_due(done)
-      if done % log_every == 0 or saves:
+      logs = _is_logged(done, log_every, turns)
+      if logs or saves:
         # The only place where the loop waits for the device. What is logged is the
         # step's own value: the same whether or not the run was interrupted before it.
         values = guard.floats(metrics)
@@ -144,7 +146,7 @@ def _train(job, stop, *, first, start_time):
           writer.cut(done)
           progress.count_from(done)
           continue
-        if done % log_every == 0 or ended:
+        if logs or ended:
           rates = progress.rates(done)
           writer.write(done, values | {"examples": position} | rates)
           progress.show(done, values["loss"], rates)
@@ -285,23 +287,16 @@ def _profiler(job, until_the_end):
 
 def _data(job, position):
   """(batches from a position of the run on, the same after a look at the first)."""
-  config = job.config
-  batches = pipeline.train_batches(
-    job.source,
-    config.data.pp,
-    job.tokenizer,
-    batch_size=config.batch_size,
-    seed=config.seed,
-    start=position,
-    **build.rows(job),
-    max_bad=config.data.max_bad,
-    workers=config.data.workers,
-    block=config.data.block,
-    columns=columns_lib.of(
-      job.pretrainer.objectives, res=job.pretrainer.model.image.res
-    ),
-  )
+  batches = feeds.batches(job, build.rows(job), position=position)
   return batches, build.check_batches(job, batches)
+
+
+def _is_logged(done, every, turns):
+  """Whether a step is written down: each of the last turns before one that is due.
+
+  So every kind of data has its lines, though each line is of one step.
+  """
+  return -done % every < turns
 
 
 def _owed(meta, evaluators, writer, step):

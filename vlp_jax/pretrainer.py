@@ -13,6 +13,9 @@ from vlp_jax.models import tokens as tokens_lib
 from vlp_jax.nn import ask as ask_lib
 from vlp_jax.ops import reduce
 
+# The kind of data that objectives are for which name none.
+PAIRS = "pairs"
+
 
 @flax.struct.dataclass
 class Encoded:
@@ -20,13 +23,14 @@ class Encoded:
 
   image, text: Tokens of the two encoders. words: the text's Tokens that `fuse` takes
   (`VLM.words`). zimg, ztxt: float32 [B, E], unit norm; None
-  where the model has no contrastive space.
+  where the model has no contrastive space. All of an image, or of a text, are None
+  where the batch has none.
   step: int32 [], for ramps.
   """
 
-  image: tokens_lib.Tokens
-  text: tokens_lib.Tokens
-  words: tokens_lib.Tokens
+  image: tokens_lib.Tokens | None
+  text: tokens_lib.Tokens | None
+  words: tokens_lib.Tokens | None
   zimg: jax.Array | None
   ztxt: jax.Array | None
   step: jax.Array
@@ -52,12 +56,15 @@ class Pretrainer(nn.Module):
     weights: {name: float}.
     shares: {name: float} of objectives of which a step has one, drawn by these shares
       (UNITER's task sampling); those that are not named are in every step.
+    kinds: {name: kind of data} of objectives that are not for the pairs; of one that is
+      for several, "pairs+texts", the loss is the sum over them.
   """
 
   model: nn.Module
   objectives: Mapping[str, nn.Module]
   weights: Mapping[str, float]
   shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def __call__(
     self,
@@ -73,6 +80,8 @@ class Pretrainer(nn.Module):
     Args:
       batch: image uint8 or float [B, R, R, 3], text int32 [B, L], text_mask bool
         [B, L], image_id int32 [B]; image_size int32 [B, 2] where images are padded.
+        Or {kind: such a batch} of the kinds of data that this step reads: objectives
+        for others have no part in it.
       step: of the run, for ramps.
       teacher_params: averaged parameters, or None where there is no teacher.
       train: dropout on; the caller passes rngs "dropout", "mask" and "sample".
@@ -84,24 +93,41 @@ class Pretrainer(nn.Module):
       its weight, and its metrics.
     """
     step = jnp.asarray(step, jnp.int32)
-    batch = {key: jnp.asarray(value) for key, value in batch.items()}
-    enc = encode(self.model, ask_lib.Live(train), batch, step)
-    teacher = None
-    if teacher_params is not None:
-      teacher = ask_lib.Teacher(teacher_params)
-      teacher = dataclasses.replace(
-        teacher, enc=encode(self.model, teacher, batch, step)
-      )
+    given = batch if is_of_kinds(batch) else {PAIRS: batch}
+    read = {
+      kind: self._read(part, step, teacher_params, train)
+      for kind, part in given.items()
+    }
     total = jnp.float32(0.0)
     metrics = {}
     for name, objective in self.objectives.items():
       if drawn is not None and name in self.shares and name != drawn:
         continue
-      loss, extra = objective(self.model, enc, batch, teacher=teacher, train=train)
-      total = total + self.weights[name] * loss.value()
-      metrics[name] = loss
-      metrics |= {f"{name}/{key}": value for key, value in extra.items()}
+      several = self.kinds.get(name, PAIRS).split("+")
+      for kind in several:
+        if kind not in read:
+          continue
+        batch, enc, teacher = read[kind]
+        loss, extra = objective(self.model, enc, batch, teacher=teacher, train=train)
+        total = total + self.weights[name] * loss.value()
+        if len(several) == 1:
+          metrics[name] = loss
+        else:
+          before = metrics.get(name, reduce.Mean(jnp.float32(0.0), jnp.float32(1.0)))
+          metrics[name] = reduce.Mean(before.total + loss.value(), before.weight)
+          extra = {f"{kind}/{key}": value for key, value in extra.items()}
+        metrics |= {f"{name}/{key}": value for key, value in extra.items()}
     return reduce.Mean(total, jnp.float32(1.0)), metrics
+
+  def _read(self, batch, step, teacher_params, train):
+    """(batch, Encoded, teacher or None) of a batch of one kind."""
+    batch = {key: jnp.asarray(value) for key, value in batch.items()}
+    enc = encode(self.model, ask_lib.Live(train), batch, step)
+    if teacher_params is None:
+      return batch, enc, None
+    teacher = ask_lib.Teacher(teacher_params)
+    seen = encode(self.model, teacher, batch, step)
+    return batch, enc, dataclasses.replace(teacher, enc=seen)
 
   # --- The same in three parts, for accumulation (`training/accumulate.py`) ---
 
@@ -198,18 +224,24 @@ def _only(embeddings, step):
   return Encoded(image=None, text=None, words=None, zimg=zimg, ztxt=ztxt, step=step)
 
 
+def is_of_kinds(batch: Mapping[str, Any]) -> bool:
+  """Whether it is {kind: batch}, and not a batch."""
+  return any(isinstance(part, Mapping) for part in batch.values())
+
+
 def encode(
   model: nn.Module, ask: Callable, batch: Mapping[str, jax.Array], step: jax.Array
 ) -> Encoded:
-  """Both towers over a batch, by the live model or by the teacher."""
+  """The towers over what a batch has, by the live model or by the teacher."""
   size = (batch["image_size"],) if "image_size" in batch else ()
-  image = ask(model, "encode_image", batch["image"], *size)
-  text = ask(model, "encode_text", batch["text"], batch["text_mask"])
-  return Encoded(
-    image=image,
-    text=text,
-    words=ask(model, "words", batch["text"], batch["text_mask"], text),
-    zimg=ask(model, "embed_image", image),
-    ztxt=ask(model, "embed_text", text),
-    step=step,
-  )
+  image = text = words = zimg = ztxt = None
+  if "image" in batch:
+    image = ask(model, "encode_image", batch["image"], *size)
+  if "text" in batch:
+    text = ask(model, "encode_text", batch["text"], batch["text_mask"])
+    words = ask(model, "words", batch["text"], batch["text_mask"], text)
+  if image is not None:
+    zimg = ask(model, "embed_image", image)
+  if text is not None:
+    ztxt = ask(model, "embed_text", text)
+  return Encoded(image, text, words, zimg, ztxt, step)

@@ -29,6 +29,7 @@ EXPORTS = {
   "data.tokenizers": "Tokenizer",
   "evaluators": "Evaluator",
   "models": "Encoder",
+  "models.codebooks": "Codebook",
   "models.fusion": "Fusion",
   "objectives": "Objective",
 }

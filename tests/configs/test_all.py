@@ -11,6 +11,7 @@ import pytest
 
 from vlp_jax import build
 from vlp_jax import config as config_lib
+from vlp_jax import feeds
 from vlp_jax.data import vocab as vocab_lib
 from vlp_jax.ops import reduce
 from vlp_jax.ops import tree
@@ -39,7 +40,7 @@ SPECS = [
 ]
 
 # Sizes between others, of which the smallest and the largest are always built.
-BETWEEN = ("clip:RN101", "clip:RN50x4", "clip:RN50x16", "uniter:L")
+BETWEEN = ("clip:RN101", "clip:RN50x4", "clip:RN50x16", "uniter:L", "beit3:large")
 
 
 def always(spec, *more):
@@ -78,9 +79,7 @@ def shapes(config):
   vocab, length = stand_in(config)
   time = build.clock(config, EXAMPLES)
   pretrainer = build.pretrainer(config, vocab=vocab, length=length, time=time)
-  batch = build.batch_spec(
-    config.batch_size, pretrainer.model.image.res, length, pretrainer.objectives
-  )
+  batch = build.specs(feeds.feeds(config, {}, pretrainer), pretrainer, length)
   optim = build.component("", config.optim, "optim", default=build.OPTIM, time=time)
   params = step_lib.abstract_params(pretrainer, batch)
   tx, schedule = optim_lib.make(optim, params, total_steps=time.total)
@@ -153,6 +152,7 @@ def test_a_whole_step_at_full_size(spec, shapes_of):
   for name, mean in metrics.items():
     assert isinstance(mean, reduce.Mean), name
     assert mean.total.shape == () and mean.total.dtype == np.float32, name
+  # A step of all kinds of data at once has the metrics of all.
   assert {"loss", "grad_norm", "learning_rate", *load(spec).objectives} <= set(metrics)
   assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state.params))
 
@@ -226,3 +226,12 @@ def test_albef_has_the_published_size(shapes_of):
 )
 def test_dual_encoders_have_the_published_sizes(spec, count, shapes_of):
   assert tree.size(shapes_of(spec)[0].params) == count
+
+
+def test_beit3_has_the_published_size(shapes_of):
+  """276 M with the heads of pretraining (beit3/README.md), its own 64,010 pieces."""
+  params = shapes_of("beit3")[0].params
+  size = tree.size(params) - tree.size(params["model"]["codebook"])
+  # Words are looked up in one matrix, and scored by another with a bias.
+  size += (64_010 - SIZES["sentencepiece"]) * (2 * 768 + 1)
+  assert size // 1_000_000 == 276

@@ -50,6 +50,9 @@ class Source:
   def read(self, indices):
     return [self._example(int(i)) for i in indices]
 
+  def captions(self, indices):
+    return [text for i in indices for text in self.records[int(i)][1]]
+
   def _example(self, index):
     image, captions = self.records[index]
     return dict(image=image, captions=captions, image_id=index, key=f"pic{index}.jpg")

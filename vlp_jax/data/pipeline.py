@@ -14,7 +14,7 @@ import dataclasses
 import logging
 import os
 import threading
-from typing import Any
+from typing import Any, Literal
 import weakref
 
 import numpy as np
@@ -44,6 +44,8 @@ COLUMNS = {
   "text_mask": tf.bool,
   "image_id": tf.int32,
 }
+# What a batch lacks whose examples are no pairs.
+LACKS = {"pairs": (), "images": ("text", "text_mask"), "texts": ("image",)}
 
 
 class BadDataError(ValueError):
@@ -108,6 +110,7 @@ def train_batches(
   workers: int | None = None,
   block: int = 1,
   columns: columns_lib.Columns | None = None,
+  holds: Literal["pairs", "images", "texts"] = "pairs",
   pieces: int = 1,
   runs: int = 1,
 ) -> "TrainBatches":
@@ -125,6 +128,8 @@ def train_batches(
     workers: batches that are prepared at once; None: by the number of cores.
     block: so many examples that lie side by side in the source stay together.
     columns: what a batch has beside these; None: nothing.
+    holds: "images" reads no captions, and batches have no text; "texts" reads no
+      images, pp has words on captions alone, and batches have no image.
     pieces, runs: a batch comes in so many pieces, one after the other. The process's
       rows are `runs` runs of neighbours, of each of which a piece has an equal part, as
       `training/accumulate.py` cuts a batch.
@@ -137,7 +142,7 @@ def train_batches(
   Raises:
     ValueError: pp is wrong, the source is empty, or rows are not of the batch.
   """
-  op = pp_lib.parse(pp)
+  op = pp_lib.parse_captions(pp) if holds == "texts" else pp_lib.parse(pp)
   if not len(source):
     raise ValueError("config: data.source has no examples.")
   if block < 1 or len(source) % block:
@@ -159,9 +164,10 @@ def train_batches(
     )
   rows = rows.reshape(runs, pieces, -1).swapaxes(0, 1).reshape(pieces, -1)
   more = columns or columns_lib.Columns()
-  loader = _Loader(source, op, tokenizer, seed, more)
-  kinds = COLUMNS | {name: tf.as_dtype(x.dtype) for name, x in more.empty().items()}
-  if pp_lib.leaves_regions(pp):
+  loader = _Loader(source, op, tokenizer, seed, more, holds)
+  kinds = {key: t for key, t in COLUMNS.items() if key not in LACKS[holds]}
+  kinds |= {name: tf.as_dtype(x.dtype) for name, x in more.empty().items()}
+  if holds != "texts" and pp_lib.leaves_regions(pp):
     kinds["image"] = tf.float32
   loaded: dict[int, Any] = {}  # what is to be told of a piece, by its number
   more_wanted = tf.Variable(True, trainable=False)
@@ -291,6 +297,7 @@ class _Loader:
   tokenizer: Any
   seed: int
   columns: columns_lib.Columns
+  holds: str = "pairs"
 
   def batch(self, positions: np.ndarray, indices: np.ndarray):
     """The examples `indices`, which stand at `positions` of the run.
@@ -299,29 +306,42 @@ class _Loader:
       the columns, and [(key, BadRecordError)] of the records that were passed over.
     """
     broken = []
-    raw = self.source.read(indices)
+    raw = self._read(indices)
     rows = [self._good(int(p), r, broken) for p, r in zip(positions, raw, strict=True)]
-    ids, mask = self.tokenizer.encode([row["caption"] for row in rows])
-    batch = {
-      "image": stack(rows),
-      "text": ids,
-      "text_mask": mask,
-      "image_id": np.array([row["image_id"] for row in rows], np.int32),
-    }
+    batch = {}
+    if self.holds != "texts":
+      batch["image"] = stack(rows)
+    if self.holds != "images":
+      captions = [row["caption"] for row in rows]
+      batch["text"], batch["text_mask"] = self.tokenizer.encode(captions)
+    batch["image_id"] = np.array([row["image_id"] for row in rows], np.int32)
     batch |= _sizes(rows)
     return batch | self.columns.batch(rows, self.tokenizer), broken
+
+  def _read(self, indices):
+    """Raw examples; of texts, the captions alone, without images."""
+    if self.holds != "texts":
+      return self.source.read(indices)
+    return [
+      {
+        "captions": self.source.captions(np.array([i])),
+        "image_id": i % 2**31,
+        "key": f"text {i}",
+      }
+      for i in map(int, indices)
+    ]
 
   def _good(self, position, raw, broken):
     """The example of this record, or of the first of its substitutes that is whole."""
     for attempt in range(ATTEMPTS):
       rng = np.random.default_rng((self.seed, position, attempt))
       if attempt:
-        (raw,) = self.source.read(rng.integers(len(self.source), size=1))
+        (raw,) = self._read(rng.integers(len(self.source), size=1))
       try:
         captions = raw["captions"]
         choice = int(rng.integers(len(captions))) if len(captions) > 1 else 0
         caption = captions[choice] if captions else ""
-        example = _example(raw, caption, self.op, rng)
+        example = _example(raw, caption, self.op, rng, self.holds)
         return example | self.columns.example(raw, self.op, rng)
       except ops_image.BadRecordError as error:
         broken.append((raw["key"], error))
@@ -511,9 +531,16 @@ def _strict(raw, function, *args):
 # --- One example ----------------------------------------------------------------------
 
 
-def _example(raw, caption, op, rng):
-  """{"image": uint8 [R, R, 3], "caption": text, "image_id"} of a raw record."""
-  example = op({"image": _bytes(raw), "caption": _text(caption)}, rng)
+def _example(raw, caption, op, rng, holds="pairs"):
+  """{"image": uint8 [R, R, 3], "caption": text, "image_id"} of a raw record.
+
+  An image alone has no words, a text alone has no "image".
+  """
+  if holds == "images":
+    example = op({"image": _bytes(raw), "caption": ""}, rng)
+    return example | {"image_id": raw["image_id"]}
+  image = {} if holds == "texts" else {"image": _bytes(raw)}
+  example = op(image | {"caption": _text(caption)}, rng)
   if not example["caption"].strip():
     raise ops_image.BadRecordError("empty caption", "after cleaning")
   return example | {"image_id": raw["image_id"]}

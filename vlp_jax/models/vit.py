@@ -23,7 +23,8 @@ class Encoder(nn.Module):
   """Image [B, R, R, 3] -> Tokens of [B, P (+ 1 or 2), D].
 
   Attributes:
-    width, depth, num_heads, mlp_dim: sizes of the stack.
+    width, depth, num_heads, mlp_dim: sizes of the stack. Depth 0 only embeds patches,
+      for a fusion whose layers do the rest.
     patch: side of a patch in pixels. res: side of the image that `posemb` is for.
     stem: what makes tokens of pixels: one linear map of each patch, or a few strided
       convolutions (`nn/stem.py`), which learn from fewer images.
@@ -131,12 +132,13 @@ class Encoder(nn.Module):
     if self.norm_pre:
       self.first_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm_pre")
     self.drop = nn.Dropout(self.dropout)
-    self.blocks = block.stack(self)
+    if self.depth:
+      self.blocks = block.stack(self)
     if self.queries:
       self.query_pool = pool_lib.QueryPool(
         self.queries, self.width, self.query_heads, self.norm_eps, self.dtype
       )
-    if self.norm == "pre":
+    if self.norm == "pre" and self.depth:
       self.last_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm")
     if self.pool == "map":
       self.pooler = pool_lib.MapPool(
@@ -185,6 +187,8 @@ class Encoder(nn.Module):
     if self.norm_pre:
       x = self.first_norm(x)
     x = self.drop(x, deterministic=not train)
+    if not self.depth:
+      return tokens_lib.Tokens(x)
     x = block.run(self, x, train=train)
     x = self.query_pool(x) if self.queries else x
     raw = x if self.keep_raw else None

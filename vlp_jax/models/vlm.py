@@ -34,6 +34,8 @@ class VLM(nn.Module):
     fusion: stack that joins them, one of `models/fusion/`; None for a dual encoder.
     decoder: text encoder that is read as a decoder: causal, every layer attends to what
       it is given; for objectives that write text (VQA). None: there is none.
+    codebook: what makes discrete codes of images, one of `models/codebooks/`; never
+      trained. None: there is none.
     embed_dim: E, of the shared contrastive space; None: there is none, and no
       temperature.
     scale: the parameter behind the temperature: "temp" is the temperature itself
@@ -49,6 +51,7 @@ class VLM(nn.Module):
   text: Any
   fusion: Any = None
   decoder: Any = None
+  codebook: Any = None
   embed_dim: int | None = 256
   scale: Literal["temp", "log_scale"] = "temp"
   temperature: float = 0.07
@@ -110,10 +113,29 @@ class VLM(nn.Module):
         jnp.asarray(self.image_std)
       )
     if hidden is not None:
-      return self.image(image, hidden=hidden, train=train)
-    if size is None:
-      return self.image(image, train=train)
-    return self.image(image, size, train=train)
+      tokens = self.image(image, hidden=hidden, train=train)
+    elif size is None:
+      tokens = self.image(image, train=train)
+    else:
+      tokens = self.image(image, size, train=train)
+    if self.fusion is None or not self.fusion.encodes_image:
+      return tokens
+    # As `fuse` takes them, the tokens are kept as `raw`.
+    return self.fusion(tokens, None, train=train)
+
+  def image_codes(self, image: jax.Array) -> jax.Array:
+    """int32 [B, P] of images as `encode_image` takes them; has no gradient."""
+    if self.codebook is None:
+      raise ValueError(
+        "this objective wants codes of images, but model.codebook is not set: say e.g."
+        ' model.codebook=dict(type="dvae"), or take them from a column of the data,'
+        ' targets="column".'
+      )
+    if image.dtype == jnp.uint8:
+      image = image.astype(jnp.float32) / 255.0
+    else:
+      image = image * jnp.asarray(self.image_std) + jnp.asarray(self.image_mean)
+    return jax.lax.stop_gradient(self.codebook(image))
 
   def encode_text(
     self,

@@ -117,7 +117,7 @@ class Attention(nn.Module):
       mask = mask.seen(x.shape[1])
     else:
       key, value = keys_and_values()
-    mixed = self._attend(query, key, value, mask, train)
+    mixed = attend(self, query, key, value, mask, train)
     out = linear.Linear(
       "BLNH,NHD->BLD",
       (*heads, self.out_width or width),
@@ -146,33 +146,46 @@ class Attention(nn.Module):
       out.append(kept)
     return out
 
-  def _attend(self, query, key, value, mask, train):
-    dropped = train and self.dropout > 0
-    probed = self.has_variable("perturbations", "weights")
-    sown = self.is_mutable_collection("attention") and not self.is_initializing()
-    watched = probed or sown
-    backend = self.backend
-    if backend == "auto":
-      backend = "einsum" if dropped or watched else fastest(query, key)
-    if backend != "einsum":
-      if dropped:
-        raise ValueError(
-          f'attention backend "{backend}" cannot drop weights out: set'
-          ' dropout_attention to 0, or backend to "einsum" or "auto".'
-        )
-      return jax.nn.dot_product_attention(
-        query, key, value, mask=mask, implementation=backend
+
+def attend(
+  module: nn.Module,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  mask: jax.Array | None,
+  train: bool,
+) -> jax.Array:
+  """[B, L, N, H] of query [B, L, N, H], key and value [B, S, N, H].
+
+  For use in a compact method of `module`, which has the fields backend, dropout and
+  dtype of `Attention`.
+  """
+  dropped = train and module.dropout > 0
+  probed = module.has_variable("perturbations", "weights")
+  sown = module.is_mutable_collection("attention") and not module.is_initializing()
+  watched = probed or sown
+  backend = module.backend
+  if backend == "auto":
+    backend = "einsum" if dropped or watched else fastest(query, key)
+  if backend != "einsum":
+    if dropped:
+      raise ValueError(
+        f'attention backend "{backend}" cannot drop weights out: set'
+        ' dropout_attention to 0, or backend to "einsum" or "auto".'
       )
-    scale = query.shape[-1] ** -0.5
-    logits = jnp.einsum(
-      "BLNH,BSNH->BNLS", query * scale, key, preferred_element_type=jnp.float32
+    return jax.nn.dot_product_attention(
+      query, key, value, mask=mask, implementation=backend
     )
-    if mask is not None:
-      logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1)
-    if sown:
-      self.sow("attention", "weights", weights)
-    if probed:
-      weights = weights + self.get_variable("perturbations", "weights")
-    weights = nn.Dropout(self.dropout)(weights, deterministic=not dropped)
-    return jnp.einsum("BNLS,BSNH->BLNH", weights.astype(self.dtype), value)
+  scale = query.shape[-1] ** -0.5
+  logits = jnp.einsum(
+    "BLNH,BSNH->BNLS", query * scale, key, preferred_element_type=jnp.float32
+  )
+  if mask is not None:
+    logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(logits, axis=-1)
+  if sown:
+    module.sow("attention", "weights", weights)
+  if probed:
+    weights = weights + module.get_variable("perturbations", "weights")
+  weights = nn.Dropout(module.dropout)(weights, deterministic=not dropped)
+  return jnp.einsum("BNLS,BSNH->BLNH", weights.astype(module.dtype), value)

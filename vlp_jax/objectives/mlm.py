@@ -43,6 +43,7 @@ class Objective(nn.Module):
       loss is the divergence from it (VLP's --label_smoothing).
     drop_worst: share of the batch's rows, those of the greatest loss, that does not
       count (VLP's --drop_worst_ratio).
+    transformed: the head has a layer, activation and norm before its matrix.
   """
 
   vocab: Any
@@ -60,6 +61,7 @@ class Objective(nn.Module):
   end: bool = False
   smoothing: float = 0.0
   drop_worst: float = 0.0
+  transformed: bool = True
 
   # How it takes part in accumulation (`training/accumulate.py`).
   accumulates = "rows"
@@ -134,8 +136,11 @@ class Objective(nn.Module):
       train=train,
     )
 
-  def corrupt(self, batch):
-    """(corrupted ids int32 [B, L], predicted bool [B, L]) of a batch."""
+  def corrupt(self, batch, rate=None):
+    """(corrupted ids int32 [B, L], predicted bool [B, L]) of a batch.
+
+    rate: chance to be predicted; None: the own.
+    """
     ids = batch["text"]
     special = jnp.isin(ids, jnp.asarray(self.vocab.special))
     if self.end:
@@ -147,7 +152,7 @@ class Objective(nn.Module):
       self.make_rng("mask"),
       ids,
       batch["text_mask"] & ~special,
-      rate=self.rate,
+      rate=self.rate if rate is None else rate,
       mask_id=self.vocab.mask,
       vocab_size=self.vocab.size,
       continuation_BL=continuation,
@@ -229,6 +234,8 @@ class Objective(nn.Module):
 
   def transform(self, x):
     """[B, M, D] -> [B, M, D]: BERT's dense layer, activation and norm."""
+    if not self.transformed:
+      return x
     return self.norm(block.ACTIVATIONS[self.act](self.dense(x)))
 
   def scores(self, x):

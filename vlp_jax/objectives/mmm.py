@@ -8,7 +8,7 @@ Pairs that do not match count for matching alone.
 Shape letters: B batch, L length, P patches, D width, V words, C codes.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -31,7 +31,7 @@ class Objective(nn.Module):
 
   Attributes:
     vocab, width: of the tokenizer and of the fused tokens, handed in by `build`.
-    codes, patches, rate_image: as of `mim`.
+    codes, patches, targets, rate_image, blocks: as of `mim`.
     rate: chance of a piece of text to be predicted.
     match, text, image: weights of the three.
     replaced: share of the pairs that get the image of another row; 0: all match.
@@ -42,7 +42,9 @@ class Objective(nn.Module):
   width: int
   codes: int = 8192
   patches: int = 196
+  targets: Literal["column", "codebook"] = "column"
   rate_image: float = 0.4
+  blocks: int = 0
   rate: float = 0.15
   match: float = 1.0
   text: float = 1.0
@@ -60,7 +62,13 @@ class Objective(nn.Module):
       self.vocab, self.width, rate=self.rate, tied=False, norm_eps=self.norm_eps
     )
     self.codebook = mim.Objective(
-      self.width, self.codes, self.patches, self.rate_image, norm_eps=self.norm_eps
+      self.width,
+      self.codes,
+      self.patches,
+      self.targets,
+      self.rate_image,
+      self.blocks,
+      norm_eps=self.norm_eps,
     )
     self.pooler = pool_lib.TanhPool(self.width, name="pool")
     self.head = linear.Linear("BD,DC->BC", (self.width, 2), ("embed", None))
@@ -68,7 +76,7 @@ class Objective(nn.Module):
   def columns(self, res: int) -> dict[str, tuple[tuple[int, ...], str]]:
     """What an example has for it beside image and text: {name: (shape, dtype)}."""
     del res
-    return {"codes": ((self.patches,), "int32")}
+    return {"codes": ((self.patches,), "int32")} if self.targets == "column" else {}
 
   def __call__(self, model, enc, batch, *, teacher=None, train=False):
     del teacher
@@ -84,7 +92,7 @@ class Objective(nn.Module):
       matched=matched,
       found=found,
       words=(batch["text"], predicted),
-      codes=(batch["codes"][rows], hidden),
+      codes=(self.codebook.codes_of(model, batch)[rows], hidden),
     )
 
   def pair(self, image_ids):

@@ -44,6 +44,8 @@ class Objective(nn.Module):
   momentum: float = 0.9
   start: schedule.Duration = 0
 
+  READS = ("image",)
+
   @nn.compact
   def __call__(self, model, enc, batch, *, teacher=None, train=False):
     if teacher is None and train:

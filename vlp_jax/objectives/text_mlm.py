@@ -12,6 +12,8 @@ from vlp_jax.objectives import mlm
 class Objective(mlm.Objective):
   """As `mlm`, but what is read is the encoded text, which has seen no image."""
 
+  READS = ("text",)
+
   def _read(self, call, model, image, ids, mask, at, *more):
     del image, more
     x = call(model, "encode_text", ids, mask).x

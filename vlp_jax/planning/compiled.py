@@ -42,13 +42,11 @@ class Compiled:
   seconds: float
 
 
-def batch(job: build.Job) -> dict[str, jax.ShapeDtypeStruct]:
-  """A global batch, placed as the trainer places it."""
+def batch(job: build.Job) -> dict[str, Any]:
+  """A global batch, placed as the trainer places it; of several kinds of data, all."""
   split = NamedSharding(job.mesh, PartitionSpec(("data", "fsdp")))
-  return {
-    key: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=split)
-    for key, spec in job.batch.items()
-  }
+  place = lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=split)
+  return jax.tree.map(place, dict(job.batch))
 
 
 def compile(

@@ -199,7 +199,10 @@ def local_rows(batch_size: int, mesh: jax.sharding.Mesh) -> np.ndarray:
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, Any]:
-  """The process's `local_rows` of a batch -> global arrays, over data and fsdp."""
+  """The process's `local_rows` of a batch -> global arrays, over data and fsdp.
+
+  A batch may be {kind of data: batch}.
+  """
   split = batch_sharding(mesh)
   parts = split.addressable_devices_indices_map((batch_parts(mesh),))
   here = sorted({at[0].indices(batch_parts(mesh))[0] for at in parts.values()})
@@ -214,7 +217,7 @@ def put_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str
 
     return jax.make_array_from_callback(shape, split, local)
 
-  return {key: put(value) for key, value in batch.items()}
+  return jax.tree.map(put, dict(batch))
 
 
 def prefetch(

@@ -86,6 +86,7 @@ class Fusion(nn.Module):
 
   # The text comes encoded.
   encodes_text = False
+  encodes_image = False
 
   def widths(self, text_width: int) -> tuple[int, int]:
     """(of the fused tokens, of the pooled pair), for a text of this width."""

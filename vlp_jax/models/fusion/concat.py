@@ -40,6 +40,7 @@ class Fusion(nn.Module):
 
   # The text comes encoded.
   encodes_text = False
+  encodes_image = False
 
   def widths(self, text_width: int) -> tuple[int, int]:
     """(of the text's tokens, of the joined pair), for a text of this width."""

@@ -41,6 +41,7 @@ class Fusion(nn.Module):
 
   # The text comes encoded.
   encodes_text = False
+  encodes_image = False
 
   def widths(self, text_width: int) -> tuple[int, int]:
     """(of the fused tokens, of the first of them, which stands for the pair)."""

@@ -107,6 +107,7 @@ class Fusion(nn.Module):
 
   # The text is encoded by these layers too, and comes as embedded words.
   encodes_text = True
+  encodes_image = False
 
   def widths(self, text_width: int) -> tuple[int, int]:
     """(of the fused tokens, of the first of them, which stands for the pair)."""

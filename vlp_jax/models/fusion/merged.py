@@ -53,6 +53,7 @@ class Fusion(nn.Module):
 
   # The text comes embedded, and is encoded together with an image only.
   encodes_text = False
+  encodes_image = False
 
   def widths(self, text_width: int) -> tuple[int, int]:
     """(of the fused tokens, of the pooled pair), for a text of this width."""

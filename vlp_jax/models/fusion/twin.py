@@ -135,6 +135,7 @@ class Fusion(nn.Module):
 
   # The text is encoded by these layers too, and comes as embedded words.
   encodes_text = True
+  encodes_image = False
   reads = ("bidirectional",)
 
   def widths(self, text_width: int) -> tuple[int, int]:

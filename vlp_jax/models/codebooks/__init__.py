@@ -1,0 +1,1 @@
+"""Frozen tokenizers of images: what masked patches have to say."""
