@@ -2,6 +2,7 @@
 
 import importlib.util
 
+import jax
 import pytest
 
 from vlp_jax import card as card_lib
@@ -58,6 +59,7 @@ def test_a_compiler_that_is_not_installed(name, said, monkeypatch):
 
 
 def test_devices_of_the_cpu():
+  assert len(jax.devices()) == 8  # JAX has begun, with those that all tests share.
   assert len(topology_lib.devices(topology_lib.parse("cpu:4"))) == 4
   with pytest.raises(ValueError, match="begun with 8 CPU devices"):
     topology_lib.devices(topology_lib.parse("cpu:9"))
