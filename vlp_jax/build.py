@@ -537,17 +537,17 @@ def check_batches(
     # Other kinds are looked at when their turn comes, which is soon.
     return (_checked(job, each) for each in batches)
   first = next(batches)
-  _check_batch(first, job.batch)
+  _check_batch(job, first, job.batch)
   return itertools.chain([first], batches)
 
 
 def _checked(job, parts):
   for kind, part in parts.items():
-    _check_batch(part, job.batch[kind])
+    _check_batch(job, part, job.batch[kind])
   return parts
 
 
-def _check_batch(first, specs):
+def _check_batch(job, first, specs):
   for key, spec in specs.items():
     if key not in first:
       raise ValueError(
