@@ -13,7 +13,9 @@ from vlp_jax.ops import fingerprint
 
 def fingerprints(flat: Mapping[str, jax.Array]) -> dict[str, str]:
   """{path: hexadecimal digits} of arrays; what is has the same bits has the same."""
-  prints = jax.device_get({path: _print_of(x)(x) for path, x in flat.items()})
+  # One after the other: many small programs at once, each of which sums over devices,
+  # can wait for each other for ever where devices share threads (several CPU devices).
+  prints = {path: jax.block_until_ready(_print_of(x)(x)) for path, x in flat.items()}
   return {path: f"{int(number):08x}" for path, number in prints.items()}
 
 
