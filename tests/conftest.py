@@ -36,7 +36,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 LONGEST = (
   "test_resume.py",
   "test_bad_input.py",
+  "test_slurm.py",
   "test_sharding.py",
+  "test_moves.py",
+  "test_all.py",
   "test_objectives.py",
   "test_models.py",
 )

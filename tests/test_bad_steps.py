@@ -81,6 +81,7 @@ def test_a_step_that_is_not_finite_is_left_out(tmp_path, caplog):
   assert_resumes_alike(tmp_path / "run", tmp_path, 9, *policy)
 
 
+@pytest.mark.slow
 def test_a_spike_rolls_back_and_jumps_the_data(tmp_path, caplog):
   policy = (
     "guard={'spike': 'roll_back', 'window': 5, 'loss_sigmas': 1e3,"

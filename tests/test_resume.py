@@ -111,6 +111,7 @@ def test_stopped_by_a_signal(whole, tmp_path):
   assert_same(workdir, whole)
 
 
+@pytest.mark.slow
 def test_killed_while_it_evaluates(tmp_path):
   """What is saved before an evaluation owes it: the run that goes on makes it first."""
   val = {

@@ -350,7 +350,8 @@ def test_images_of_no_regions_are_refused():
 def test_rows_of_another_width_are_told_before_compiling():
   spec = build.batch_spec(2, (5, 29), LENGTH)
   data = types.SimpleNamespace(pp="regions(10, features=12, classes=10)")
-  job = types.SimpleNamespace(batch=spec, config=types.SimpleNamespace(data=data))
+  config = types.SimpleNamespace(data=data)
+  job = types.SimpleNamespace(batch=spec, config=config, turns=None)
   given = {key: np.zeros(x.shape, x.dtype) for key, x in spec.items()}
   assert next(build.check_batches(job, iter([given]))) is given
   given["image"] = np.zeros((2, 5, 30), np.float32)

@@ -11,7 +11,6 @@ import numpy as np
 from vlp_jax import config as config_lib
 from vlp_jax import schema
 from vlp_jax.data import columns as columns_lib
-from vlp_jax.data import pipeline
 from vlp_jax.data import turns as turns_lib
 from vlp_jax.training import sharding as sharding_lib
 
@@ -39,6 +38,9 @@ class Feed:
 
   def batches(self, job: Any, rows: Mapping[str, Any], *, start: int) -> Any:
     """Endless batches from position `start` on; of each, `rows` of `build.rows`."""
+    # Here: what a step is made of is built where TensorFlow is not installed, too.
+    from vlp_jax.data import pipeline
+
     data = job.config.data
     return pipeline.train_batches(
       self.source,
@@ -137,7 +139,7 @@ def spec(
     image_id=((), np.int32),
   )
   shapes |= feed.columns.specs
-  lacks = pipeline.LACKS[feed.holds]
+  lacks = columns_lib.LACKS[feed.holds]
   return {
     name: jax.ShapeDtypeStruct((feed.batch_size, *shape), np.dtype(dtype))
     for name, (shape, dtype) in shapes.items()

@@ -40,7 +40,21 @@ SPECS = [
 ]
 
 # Sizes between others, of which the smallest and the largest are always built.
-BETWEEN = ("clip:RN101", "clip:RN50x4", "clip:RN50x16", "uniter:L", "beit3:large")
+BETWEEN = (
+  "beit3:large",
+  "clip:RN101",
+  "clip:RN50x4",
+  "clip:RN50x16",
+  "flip:L16",
+  "openclip:B16",
+  "openclip:medium",
+  "openclip:large",
+  "siglip:B16_384",
+  "siglip:So400m14",
+  "siglip2:L16",
+  "siglip2:So400m16",
+  "uniter:L",
+)
 
 
 def always(spec, *more):

@@ -138,7 +138,7 @@ def test_batches_are_a_function_of_seed_and_position():
   whole, bad = first(3)
   assert list(bad.values()) == [1]
   np.testing.assert_array_equal(first(2, start=4)[0], whole[4:])
-  halves = [first(3, process_index=i, process_count=2)[0] for i in (0, 1)]
+  halves = [first(3, rows=np.arange(2) + 2 * i)[0] for i in (0, 1)]
   split = [half.reshape(3, 2, *half.shape[1:]) for half in halves]
   np.testing.assert_array_equal(
     np.concatenate(split, axis=1).reshape(whole.shape), whole

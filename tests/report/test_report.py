@@ -75,7 +75,7 @@ def found(shades=SHADES, captions=2):
     mesh=None,
     batch_size=4,
   )
-  made(fakes.params(wrong=13.0))
+  made(fakes.variables(wrong=13.0))
   return made.last, report.reader(source)
 
 

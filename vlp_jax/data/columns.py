@@ -25,6 +25,9 @@ NEEDS = {
   "codes": "codes",
 }
 
+# What a batch lacks whose examples are no pairs.
+LACKS = {"pairs": (), "images": ("text", "text_mask"), "texts": ("image",)}
+
 
 def image(res: int | tuple[int, ...]) -> tuple[tuple[int, ...], str]:
   """(shape, dtype) of an example's image, for an image encoder of this `res`.

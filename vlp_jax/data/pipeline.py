@@ -44,8 +44,6 @@ COLUMNS = {
   "text_mask": tf.bool,
   "image_id": tf.int32,
 }
-# What a batch lacks whose examples are no pairs.
-LACKS = {"pairs": (), "images": ("text", "text_mask"), "texts": ("image",)}
 
 
 class BadDataError(ValueError):
@@ -165,7 +163,7 @@ def train_batches(
   rows = rows.reshape(runs, pieces, -1).swapaxes(0, 1).reshape(pieces, -1)
   more = columns or columns_lib.Columns()
   loader = _Loader(source, op, tokenizer, seed, more, holds)
-  kinds = {key: t for key, t in COLUMNS.items() if key not in LACKS[holds]}
+  kinds = {key: t for key, t in COLUMNS.items() if key not in columns_lib.LACKS[holds]}
   kinds |= {name: tf.as_dtype(x.dtype) for name, x in more.empty().items()}
   if holds != "texts" and pp_lib.leaves_regions(pp):
     kinds["image"] = tf.float32
