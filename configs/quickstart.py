@@ -10,7 +10,7 @@ def get_config(arg=""):
   tiny = arg == "tiny"
   act = dict(act="gelu_tanh", init_std=None)
   width = dict(width=128, num_heads=4, mlp_dim=512, **act)
-  c = parts.base(seed=0, batch_size=64, total="20 steps" if tiny else "1000 steps")
+  c = parts.base(seed=0, batch_size=64, total="20 steps" if tiny else "850 steps")
   c.tokenizer = dict(
     type="sentencepiece", length=16, train=dict(vocab_size=256, model_type="bpe")
   )
