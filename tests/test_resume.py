@@ -96,6 +96,7 @@ def length(workdir):
   return path.stat().st_size if path.exists() else 0
 
 
+@pytest.mark.slow
 def test_stopped_by_a_signal(whole, tmp_path):
   workdir = tmp_path / "run"
   process = start(workdir)

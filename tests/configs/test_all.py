@@ -41,6 +41,7 @@ SPECS = [
 
 # Sizes between others, of which the smallest and the largest are always built.
 BETWEEN = (
+  "beit3:giant",
   "beit3:large",
   "clip:RN101",
   "clip:RN50x4",

@@ -118,6 +118,7 @@ def test_a_cancelled_job_is_not_requeued(slurm, tmp_path):
   assert "the job was cancelled" in log(tmp_path / "run", job)
 
 
+@pytest.mark.slow
 def test_a_preempted_job_saves_is_requeued_and_finishes(slurm, tmp_path):
   workdir = tmp_path / "run"
   cache = os.environ["JAX_COMPILATION_CACHE_DIR"] + os.sep + "processes"

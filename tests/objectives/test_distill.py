@@ -152,6 +152,7 @@ def test_the_head_and_the_views():
   np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["self_distill", "masked_patches"])
 def test_it_begins_at_its_step_and_teaches_the_model_alone(name):
   objective = {

@@ -381,6 +381,7 @@ def test_a_fresh_state_is_the_same_on_every_mesh(parts, start):
     )
 
 
+@pytest.mark.slow
 def test_a_frozen_tower_has_a_place_and_comes_back(tmp_path):
   # The optimiser keeps nothing of what it does not move: there is nothing to place.
   module, batch = tiny.albef(depth=1, queue=QUEUE), like(tiny.batch(BATCH))
