@@ -62,7 +62,7 @@ def compile(
     What the compiler says, and the text of the program, "" where there is none.
   """
   begun = time.monotonic()
-  with sharding_lib.use(job.mesh, job.sharding), _effort(None if exact else QUICK):
+  with sharding_lib.use(job.mesh, job.sharding), _effort(quick=not exact):
     lowered = program.fn.lower(*program.args)
     try:
       made = lowered.compile(compiler_options=OPTIONS.get(_platform(job.mesh), {}))
@@ -116,19 +116,20 @@ def _refused(program, needed, seconds):
   )
 
 
-# XLA's exec_time_optimization_effort, of -1 to 1.
-QUICK = -1.0
+# Asks XLA for little effort, of -1 to 1; JAX 0.12 has levels in its place.
+QUICK = {"jax_exec_time_optimization_effort": -1.0, "jax_optimization_level": "O1"}
 
 
 @contextlib.contextmanager
-def _effort(level):
-  before = jax.config.jax_exec_time_optimization_effort
-  if level is not None:
-    jax.config.update("jax_exec_time_optimization_effort", level)
+def _effort(*, quick):
+  name = next(name for name in QUICK if name in jax.config.values)
+  before = jax.config.values[name]
+  if quick:
+    jax.config.update(name, QUICK[name])
   try:
     yield
   finally:
-    jax.config.update("jax_exec_time_optimization_effort", before)
+    jax.config.update(name, before)
 
 
 _UNITS = dict(K=2.0**10, M=2.0**20, G=2.0**30, T=2.0**40)
