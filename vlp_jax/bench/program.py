@@ -15,9 +15,9 @@ from vlp_jax import build
 from vlp_jax import card as card_lib
 from vlp_jax import config as config_lib
 from vlp_jax import pretrainer as pretrainer_lib
-from vlp_jax.bench import flops
 from vlp_jax.data import vocab as vocab_lib
 from vlp_jax.ops import tree
+from vlp_jax.planning import flops
 from vlp_jax.training import optim as optim_lib
 from vlp_jax.training import sharding as sharding_lib
 from vlp_jax.training import step as step_lib

@@ -1,5 +1,6 @@
 """Model FLOPs: of products that the mathematics asks for, and nothing made twice."""
 
+from collections.abc import Callable
 import math
 from typing import Any
 
@@ -36,7 +37,12 @@ def of_step(job: build.Job, vocab: Any) -> float:
   )
   state = job.abstract_state()
   with sharding_lib.use(job.mesh, job.sharding):
-    return of(jax.make_jaxpr(step)(state, dict(job.batch)).jaxpr)
+    return count(step, state, dict(job.batch))
+
+
+def count(function: Callable, *args: Any) -> float:
+  """Operations of `function(*args)`; the arguments may be shapes."""
+  return of(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def of(jaxpr: Any) -> float:
