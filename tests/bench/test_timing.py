@@ -39,4 +39,4 @@ def test_a_child_describes_itself_and_runs_rounds():
 
 def test_a_child_that_fails_says_why():
   with pytest.raises(ValueError, match=r"ended with 1: .*no_such_package"):
-    timing.Child(["-c", "import no_such_package"], python=sys.executable)
+    _ = timing.Child(["-c", "import no_such_package"], python=sys.executable).about

@@ -18,6 +18,7 @@ from vlp_jax import pretrainer as pretrainer_lib
 from vlp_jax.data import vocab as vocab_lib
 from vlp_jax.ops import tree
 from vlp_jax.planning import flops
+from vlp_jax.planning import run as run_lib
 from vlp_jax.training import optim as optim_lib
 from vlp_jax.training import sharding as sharding_lib
 from vlp_jax.training import step as step_lib
@@ -110,13 +111,7 @@ class Program:
 
   def model_flops(self) -> int:
     """Of one step, without what rematerialisation computes again."""
-    spec = dict(self.config.model) | {"remat": "none"}
-    towers = {
-      name: dict(spec[name]) | {"remat": "none"}
-      for name in build.TOWERS
-      if spec.get(name) and "remat" in spec[name]
-    }
-    config = dataclasses.replace(self.config, model=spec | towers)
+    config = run_lib.with_fields(self.config, remat="none", backend="einsum")
     plain = dataclasses.replace(
       self, config=config, pretrainer=_pretrainer(config, self.vocab, _EPOCH)
     )

@@ -9,7 +9,8 @@ It needs no files and no TensorFlow: the size of the vocabulary is that of the c
 card; with --real it reads the data of the config, and tells the share of waiting for
 them. --against is one of open_clip, hf_blip, hf_vilt, albef_nn, clip_nn (see
 bench/rivals/); the two take turns in one run, and "ratio" is our examples a second over
-theirs. --loop adds what the trainer's loop costs beside the step itself.
+theirs. --loop adds what the trainer's loop costs beside the step itself, --profile the
+kernels that a device spent its time on.
 """
 
 import argparse
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
       torch_compile=args.torch_compile,
       loop=args.loop,
       real=args.real,
+      steps=args.steps,
+      profile=args.profile,
     )
     report.tell("step", argv, results, args.out)
 
@@ -68,11 +71,13 @@ def _parser():
   add("--batch_size", type=int, help="instead of the config's")
   add("--vocabulary", type=int, help="words; default: as the config's card says")
   add("--repeats", type=int, default=REPEATS, help="timed steps")
+  add("--steps", type=int, help="of a repeat; default: 1 on CPUs, else 5")
   add("--against", metavar="NAME", help="a rival of bench/rivals/")
   add("--python", metavar="FILE", help="interpreter that has the rival's packages")
   add("--torch_compile", action="store_true", help="the rival by torch.compile")
   add("--real", action="store_true", help="batches of the config's own data")
   add("--loop", action="store_true", help="the cost of the trainer's loop too")
+  add("--profile", action="store_true", help="the kernels that take the time")
   add("--suite", choices=("gpu", "tiny"), help="the prepared list of one machine")
   add("--limit", type=float, default=540.0, help="seconds that a suite may take")
   add("--out", type=pathlib.Path, help="file for the JSON")
@@ -91,6 +96,8 @@ def measure(
   torch_compile: bool = False,
   loop: bool = False,
   real: bool = False,
+  steps: int | None = None,
+  profile: bool = False,
 ) -> dict[str, Any]:
   """The numbers of one config, see the module's text.
 
@@ -120,43 +127,59 @@ def measure(
         spec, overrides, batch_size=batch_size, vocabulary=vocabulary
       )
     device = program.mesh.devices.flat[0]
+    on_cpu = device.platform == "cpu"
+    steps = steps or (1 if on_cpu else 5)
+    rival = None
+    if against is not None:
+      from vlp_jax.bench import rivals
+
+      rival = rivals.start(
+        against, program, python=python, compiled=torch_compile, steps=steps
+      )
+      stack.callback(rival.close)
+      if on_cpu:
+        # What is timed of our compiling must not share the cores with it.
+        _ = rival.about
     dtype = program.pretrainer.model.dtype
     model_flops = program.model_flops()
     built = time.perf_counter()
     lowered = program.lower()
-    traced = time.perf_counter()
+    lowered_at = time.perf_counter()
     compiled = lowered.compile()
     done = time.perf_counter()
     state = program.state()
     batch = sharding.put_batch(program.host_batch(), program.mesh)
 
-    def step():
+    def run(times):
       nonlocal state
-      state, metrics = compiled(state, batch if feed is None else next(feed))
+      for _ in range(times):
+        state, metrics = compiled(state, batch if feed is None else next(feed))
       jax.block_until_ready((state.step, metrics["loss"]))
 
     first = time.perf_counter()
-    step()
+    run(1)
     first = time.perf_counter() - first
-    contenders: dict[str, timing.Round] = {"step": timing.here(step)}
+    ours = timing.here(lambda: run(steps), times=steps)
+    contenders: dict[str, timing.Round] = {"step": ours}
     published = peak.published(device.device_kind, dtype)
     product, product_flops = peak.matmul(dtype)
     contenders["matmul"] = timing.here(product)
-    if against is not None:
-      from vlp_jax.bench import rivals
-
-      rival = rivals.start(against, program, python=python, compiled=torch_compile)
-      stack.callback(rival.close)
+    if rival is not None:
       contenders[against] = rival
-    for run in contenders.values():
-      run()
+    for once in contenders.values():
+      once()
     waited = feed.seconds if feed is not None else 0.0
     times = timing.side_by_side(contenders, repeats=repeats, warmup=0)
+    traced = None
+    if profile:
+      from vlp_jax.bench import profile as profile_lib
+
+      traced = profile_lib.kernels(lambda: run(steps), steps)
   size = program.config.batch_size
   rate = product_flops / times["matmul"].best
   top = published if published is not None else rate
   # Devices that a CPU pretends to have share its cores.
-  top *= 1 if device.platform == "cpu" else program.mesh.size
+  top *= 1 if on_cpu else program.mesh.size
   results = {
     "config": spec,
     "overrides": list(overrides),
@@ -179,8 +202,8 @@ def measure(
     "memory": memory(compiled, device),
     "seconds": {
       "import_and_build": built - start,
-      "trace_and_lower": traced - built,
-      "compile": done - traced,
+      "trace_and_lower": lowered_at - built,
+      "compile": done - lowered_at,
       "first_step": first,
     },
   }
@@ -193,8 +216,10 @@ def measure(
       "cpu": times[against].least_cpu / times["step"].least_cpu,
     }
   if feed is not None:
-    spent = sum(times["step"].wall)
+    spent = steps * sum(times["step"].wall)
     results["input_wait"] = (feed.seconds - waited) / spent
+  if traced is not None:
+    results["profile"] = traced
   if loop:
     from vlp_jax.bench import loop as loop_lib
 

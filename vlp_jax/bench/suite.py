@@ -1,9 +1,10 @@
 """Prepared lists of step benchmarks: all that is asked of one machine, in one call.
 
-"gpu" is for one H100 or H200: CLIP, SigLIP and ALBEF in bfloat16, each beside a model
-of torch.nn of the same sizes by torch.compile, then ours with other settings. "tiny" is
-its shape in seconds on a CPU. Every entry is a process of its own, so that neither the
-memory nor a failure of one touches the others; what the time leaves out is said so.
+"gpu" is for one H200: CLIP, SigLIP, ALBEF and BLIP in bfloat16, each beside a model of
+the same sizes by torch.compile (open_clip's, Hugging Face's, or of torch.nn), and ours
+with other settings. "tiny" is its shape in seconds on a CPU. Every entry is a process
+of its own, so that neither the memory nor a failure of one touches the others; what the
+time leaves out is said so.
 """
 
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ class Entry:
   Attributes:
     name: in the results. config: "FILE[:arg]" of configs/. batch_size, overrides: over
       it. against: a rival that torch alone can run; None: ours alone.
-    seconds: that it may take.
+    seconds: that it may take. flags: XLA_FLAGS.
   """
 
   name: str
@@ -51,6 +52,7 @@ class Entry:
   overrides: tuple[str, ...] = ()
   against: str | None = None
   seconds: float = 120.0
+  flags: str | None = None
 
   def argv(self, out: pathlib.Path, python: str | None, *, compiled: bool) -> list[str]:
     """The command line of `bench step`."""
@@ -70,17 +72,41 @@ def _unrolled(layers):
 
 
 GPU = (
-  Entry("clip_l14", "openclip.py:L14", 64, (HALF,), "clip_nn", 150),
-  Entry("albef_base_256", "albef.py", 64, (HALF, *ALONE, FEW), "albef_nn", 150),
-  Entry("clip_b16", "openclip.py:B16", 256, (HALF,), "clip_nn"),
-  Entry("siglip_b16", "siglip.py", 192, (HALF,), "clip_nn"),
+  Entry(
+    "clip_l14",
+    "openclip.py:L14",
+    128,
+    (HALF, _unrolled(24), "--profile"),
+    "open_clip",
+    180,
+  ),
+  Entry(
+    "albef_base_256",
+    "albef.py",
+    128,
+    (HALF, *ALONE, FEW, _unrolled(12), "--profile"),
+    "albef_nn",
+    150,
+  ),
   # What each setting gives, ours alone.
-  Entry("clip_l14_128", "openclip.py:L14", 128, (HALF,)),
-  Entry("clip_l14_unrolled", "openclip.py:L14", 128, (HALF, _unrolled(24))),
-  Entry("albef_unrolled", "albef.py", 64, (HALF, *ALONE, FEW, _unrolled(12))),
-  Entry("albef_all_words", "albef.py", 64, (HALF, *ALONE)),
-  Entry("albef_teacher", "albef.py", 64, (HALF, FEW)),
-  Entry("clip_l14_xla", "openclip.py:L14", 96, (HALF, "--config.model.backend='xla'")),
+  Entry("clip_l14_scanned", "openclip.py:L14", 128, (HALF,)),
+  Entry(
+    "clip_l14_scanned_xla",
+    "openclip.py:L14",
+    128,
+    (HALF, "--config.model.backend='xla'"),
+  ),
+  Entry(
+    "clip_l14_lt",
+    "openclip.py:L14",
+    128,
+    (HALF, _unrolled(24)),
+    flags="--xla_gpu_enable_triton_gemm=false",
+  ),
+  Entry("albef_teacher", "albef.py", 128, (HALF, FEW, _unrolled(12))),
+  Entry("clip_b16", "openclip.py:B16", 512, (HALF, _unrolled(12)), "open_clip"),
+  Entry("siglip_b16", "siglip.py", 384, (HALF, _unrolled(12)), "clip_nn"),
+  Entry("blip", "blip.py", 96, (HALF, *ALONE[:4], _unrolled(12)), "hf_blip"),
   Entry("clip_l14_dots", "openclip.py:L14", 256, (HALF, "--config.model.remat='dots'")),
 )
 TINY = (
@@ -120,7 +146,9 @@ def _entry(entry, seconds, python, *, compiled) -> dict[str, Any]:
   """The results of one, or why there are none."""
   with tempfile.TemporaryDirectory() as folder:
     out = pathlib.Path(folder) / "step.json"
-    shared = SHARED_MEMORY if entry.against is not None else {}
+    more = dict(SHARED_MEMORY) if entry.against is not None else {}
+    if entry.flags is not None:
+      more["XLA_FLAGS"] = entry.flags
     try:
       done = subprocess.run(
         entry.argv(out, python, compiled=compiled),
@@ -128,7 +156,7 @@ def _entry(entry, seconds, python, *, compiled) -> dict[str, Any]:
         text=True,
         timeout=seconds,
         check=False,
-        env=os.environ | shared,
+        env=os.environ | more,
       )
     except subprocess.TimeoutExpired:
       return {"failed": f"took more than {seconds:.0f} s"}

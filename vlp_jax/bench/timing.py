@@ -4,6 +4,7 @@ import collections
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import statistics
@@ -42,13 +43,17 @@ class Times:
 Round = Callable[[], tuple[float, float]]
 
 
-def here(run: Callable[[], object]) -> Round:
-  """The round of a function of this process, which returns when its work is done."""
+def here(run: Callable[[], object], *, times: int = 1) -> Round:
+  """The round of a function of this process, which returns when its work is done.
+
+  times: that it does its work in one call; a round is one of them.
+  """
 
   def once():
     wall, cpu = time.perf_counter(), time.process_time()
     run()
-    return time.perf_counter() - wall, time.process_time() - cpu
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return wall / times, cpu / times
 
   return once
 
@@ -91,8 +96,7 @@ class Child:
     """argv: `-m module …`. python: another interpreter, e.g. of a rival's packages.
     env: over ours.
 
-    Raises:
-      ValueError: the process ended before it was ready; says what it said last.
+    The process is not waited for: its first answer, or first round, is.
     """
     self._name = " ".join(argv)
     # Of its own: libraries print to stdout what they like.
@@ -114,9 +118,18 @@ class Child:
       target=self._said.extend, args=(self._process.stderr,), daemon=True
     )
     self._listener.start()
-    self.about = self._answer()
+
+  @functools.cached_property
+  def about(self) -> dict[str, object]:
+    """What it says of itself, once it is ready.
+
+    Raises:
+      ValueError: it ended before it was; says what it said last.
+    """
+    return self._answer()
 
   def __call__(self) -> tuple[float, float]:
+    _ = self.about
     self._process.stdin.write("\n")
     self._process.stdin.flush()
     wall, cpu = self._answer()

@@ -32,17 +32,45 @@ class Given:
   mask: jax.Array | None
 
 
-def fastest(query: jax.Array, key: jax.Array) -> str:
+def fastest(query: jax.Array) -> str:
   """cuDNN where the devices have it and it takes such arrays, else XLA.
 
-  query [B, L, N, H], key [B, S, N, H]. cuDNN's flash attention is of 16-bit numbers and
-  heads of a multiple of 8, at most 128; when it trains, JAX refuses odd lengths.
+  query [B, L, N, H]. cuDNN's flash attention is of 16-bit numbers and heads of a
+  multiple of 8, at most 128.
   """
   half = query.dtype in (jnp.bfloat16, jnp.float16)
   head_dim = query.shape[-1]
-  even = query.shape[1] % 2 == 0 and key.shape[1] % 2 == 0
-  takes = half and even and head_dim % 8 == 0 and head_dim <= 128
+  takes = half and head_dim % 8 == 0 and head_dim <= 128
   return "cudnn" if takes and axes.platform() == "gpu" else "xla"
+
+
+def cudnn(
+  query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None
+) -> jax.Array:
+  """cuDNN's flash attention, of any lengths and with any mask: [B, L, N, H].
+
+  JAX has it train even lengths alone, and with masks that are told for each query:
+  where that is not so, the arrays are filled up and the mask is spread.
+  """
+  length, keys = query.shape[1], key.shape[1]
+  odd = [(0, length % 2), (0, keys % 2)]
+  lengths = {}
+  if length % 2 or keys % 2:
+    query = jnp.pad(query, ((0, 0), odd[0], (0, 0), (0, 0)))
+    key, value = (jnp.pad(x, ((0, 0), odd[1], (0, 0), (0, 0))) for x in (key, value))
+    if mask is None:
+      rows = query.shape[0]
+      lengths = dict(
+        query_seq_lengths=jnp.full((rows,), length, jnp.int32),
+        key_value_seq_lengths=jnp.full((rows,), keys, jnp.int32),
+      )
+  if mask is not None:
+    mask = jnp.broadcast_to(mask, (*mask.shape[:2], length, keys))
+    mask = jnp.pad(mask, ((0, 0), (0, 0), *odd))
+  mixed = jax.nn.dot_product_attention(
+    query, key, value, mask=mask, implementation="cudnn", **lengths
+  )
+  return mixed[:, :length]
 
 
 class Attention(nn.Module):
@@ -166,13 +194,15 @@ def attend(
   watched = probed or sown
   backend = module.backend
   if backend == "auto":
-    backend = "einsum" if dropped or watched else fastest(query, key)
+    backend = "einsum" if dropped or watched else fastest(query)
   if backend != "einsum":
     if dropped:
       raise ValueError(
         f'attention backend "{backend}" cannot drop weights out: set'
         ' dropout_attention to 0, or backend to "einsum" or "auto".'
       )
+    if backend == "cudnn":
+      return cudnn(query, key, value, mask)
     return jax.nn.dot_product_attention(
       query, key, value, mask=mask, implementation=backend
     )

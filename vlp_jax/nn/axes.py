@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+from jax.experimental import layout
 import jax.numpy as jnp
 
 
@@ -29,6 +30,17 @@ def platform() -> str:
   """Of the mesh, which may be of devices that are not here: "cpu", "gpu" or "tpu"."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   return jax.default_backend() if device is None else device.platform
+
+
+def row_major(x: jax.Array) -> jax.Array:
+  """x, and its gradient, laid out in the order of its axes, on a GPU.
+
+  XLA lets a small user of an array decide how it lies: one vector of each image, taken
+  out for a product, had all layers of its tower turned over, at a tenth of a step.
+  """
+  if platform() != "gpu":
+    return x
+  return layout.with_layout_constraint(x, layout.Layout(tuple(range(x.ndim))))
 
 
 def mesh_axes(name: str) -> tuple[str, ...]:

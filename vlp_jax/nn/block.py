@@ -15,26 +15,33 @@ from vlp_jax.nn import attention as attention_lib
 from vlp_jax.nn import axes
 from vlp_jax.nn import linear
 from vlp_jax.ops import mask as mask_lib
+from vlp_jax.ops import pointwise
 
 Norm = Literal["pre", "post"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
 Remat = Literal["none", "full", "dots", "dots_no_batch"]
 
 ACTIVATIONS = {
-  "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-  "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-  # OpenAI CLIP, model.py QuickGELU.
-  "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+  "gelu": pointwise.gelu,
+  "gelu_tanh": pointwise.gelu_tanh,
+  "quick_gelu": pointwise.quick_gelu,
   "relu": jax.nn.relu,
-  "silu": jax.nn.silu,
+  "silu": pointwise.silu,
 }
 
 # Collections that have a value for each layer.
 LAYERED = ("params", "attention", "perturbations", "written", "given")
 
+
+def products(primitive, *args, **params):
+  """A remat policy: matrix products are kept, those of cuDNN's attention too."""
+  fused = primitive.name.startswith("dot_product_attention_fwd")
+  return fused or jax.checkpoint_policies.dots_saveable(primitive, *args, **params)
+
+
 REMAT = {
   "full": jax.checkpoint_policies.nothing_saveable,
-  "dots": jax.checkpoint_policies.dots_saveable,
+  "dots": products,
   "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
@@ -224,7 +231,7 @@ def run(
   x = x.astype(module.dtype)
   memory = jax.tree.map(lambda m: m.astype(module.dtype), memory)
   x, _ = module.blocks(x, rates, mask, memory, memory_mask, train)
-  return x
+  return axes.row_major(x)
 
 
 def common_fields(module: nn.Module, cls: type) -> dict[str, Any]:

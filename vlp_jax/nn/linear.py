@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from vlp_jax.nn import axes
+from vlp_jax.ops import pointwise
 
 
 class Linear(nn.Module):
@@ -64,12 +65,8 @@ class LayerNorm(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (x.shape[-1],)
     scale = self.param("scale", axes.boxed(nn.initializers.ones_init(), "embed"), shape)
-    bias = 0.0
+    bias = None
     if self.bias:
       zeros = axes.boxed(nn.initializers.zeros_init(), "embed")
       bias = self.param("bias", zeros, shape)
-    x = x.astype(jnp.float32)
-    x = x - x.mean(axis=-1, keepdims=True)
-    variance = jnp.mean(x * x, axis=-1, keepdims=True)
-    x = x * jax.lax.rsqrt(variance + self.eps)
-    return (x * scale + bias).astype(self.dtype)
+    return pointwise.layer_norm(x, scale, bias, self.eps, self.dtype)

@@ -278,12 +278,13 @@ def _called(here, found):
   left = here[found.operands[0]].shape[0]
   out = found.shape[0]
   if target.startswith("__cublas$"):
-    axes = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', found.attributes)
+    axes = re.search(r'"lhs_contracting_dimensions":\s*\[([^\]]*)\]', found.attributes)
     axes = [int(a) for a in axes[1].replace('"', "").split(",") if a]
     return left, 2 * out.size * math.prod(left.dims[i] for i in axes)
   if target.startswith("__cudnn$fmha"):
     weights = re.search(
-      r'"intermediate_tensor_shape":\{[^}]*?"dimensions":(\[[^\]]*\])', found.attributes
+      r'"intermediate_tensor_shape":\s*\{[^}]*?"dimensions":\s*(\[[^\]]*\])',
+      found.attributes,
     )
     keys = int(json.loads(weights[1])[-1])
     # Two products; backward five, of which one is made again.

@@ -23,16 +23,22 @@ def names() -> list[str]:
 
 
 def start(
-  name: str, program: Any, *, python: str | None = None, compiled: bool = False
+  name: str,
+  program: Any,
+  *,
+  python: str | None = None,
+  compiled: bool = False,
+  steps: int = 1,
 ) -> timing.Child:
-  """The process of a rival, of the sizes of a program; it has done its first step.
+  """The process of a rival, of the sizes of a program; `about` waits for its start.
 
   Args:
     name: a file of this folder. program: see `bench/program.py`.
     python: an interpreter that has its packages. compiled: by torch.compile.
+    steps: of a round; the time is that of one.
 
   Raises:
-    ValueError: there is no such rival, or it did not start.
+    ValueError: there is no such rival.
   """
   if name not in names():
     near = difflib.get_close_matches(name, names(), n=1)
@@ -41,7 +47,7 @@ def start(
       f"bench step: --against={name}: no such rival{hint} There are"
       f" {', '.join(names())}."
     )
-  said = json.dumps(sizes(program) | {"compiled": compiled})
+  said = json.dumps(sizes(program) | {"compiled": compiled, "steps": steps})
   root = str(pathlib.Path(__file__).parents[3])
   paths = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
   argv = ["-m", f"{__name__}.{name}", said]
