@@ -8,8 +8,9 @@ starts from BERT-base; `:L16` has L/16 and BERT-large. --config.init.image.path 
 where the file is. README_lit.md of big_vision: zero-shot ImageNet 73.9 (B16B_2, 60,000
 steps) and 75.7 (L16L); COCO image retrieval R@1 31.8 and 31.2, text 51.5 and 48.5.
 `:tiny`: seconds on a CPU, on an untrained image tower.
-Recalled, not read again: batch, steps, lr and decay of section 5. Departure: AdamW
-where the paper has Adafactor with momentum; warm-up of big_vision's siglip_lit_coco.py.
+Recalled, not read again: batch and decay of section 5. Other numbers: big_vision's
+lit_coco.py, which it has no longer. Departure: AdamW where the paper has Adafactor with
+momentum.
 """
 
 from configs import parts
@@ -18,7 +19,7 @@ from configs import parts
 def get_config(arg=""):
   tiny, large = arg == "tiny", arg == "L16"
   name, res, batch = ("tiny", 32, 16) if tiny else ("L" if large else "B", 224, 16_384)
-  c = parts.base(seed=0, batch_size=batch, total="8 steps" if tiny else "55000 steps")
+  c = parts.base(seed=0, batch_size=batch, total="8 steps" if tiny else "60000 steps")
   c.tokenizer = dict(type="wordpiece", path="bert-base-uncased", length=16)
   # big_vision configs/proj/image_text/common.py `inits`.
   bert, aug = ("large", "strong1") if large else ("base", "medium1")
@@ -39,8 +40,9 @@ def get_config(arg=""):
   c.objectives = dict(itc=dict(targets="pair"))
   c.data = dict(source=dict(type="table", path="data/pairs.jsonl"))
   c.data.pp = f"decode|resize({res})"
-  c.optim = dict(lr=1e-3, weight_decay=1e-4, clip_norm=1.0, bounds=())
-  c.optim.undecayed = r"(?<!/kernel)$"  # big_vision decays kernels alone
+  c.optim = dict(lr=1e-3, weight_decay=0.1, clip_norm=1.0, bounds=())
+  # big_vision decays kernels alone, and does not multiply the decay (1e-4) by lr.
+  c.optim.undecayed = r"(?<!/kernel)$"
   c.optim.multipliers = (("^model/image/", 0.0),)
   c.optim.warmup = "1 step" if tiny else "3%"
   return parts.on_scenes(c, res) if tiny else c

@@ -9,8 +9,8 @@ FILE is Gemma's SentencePiece model of 256,000 pieces. B/16 at 256 pixels, or `:
 captions throughout; from 80 % on also self-distillation and masked prediction.
 `:naflex` is the last tenth for images of their own aspect ratio, stretched 3.75 times
 (B/16: 78.5, 51.1 at 256 patches): give it `--config.init`. `:tiny`: seconds on a CPU.
-Recalled, not read again: b2, heads of the two late losses, the teacher's momentum.
-Departures are listed in cards/siglip2.toml.
+Decay is 1e-4, which big_vision does not multiply by the learning rate. Recalled, not
+read again: b2, the teacher's momentum. Departures are listed in cards/siglip2.toml.
 """
 
 from configs import parts
@@ -47,6 +47,6 @@ def get_config(arg=""):
   c.data = dict(source=dict(type="table", path="data/pairs.jsonl"))
   c.data.pp = f"decode|naflex({res}, {patch})" if naflex else f"decode|resize({res})"
   c.optim = dict(lr=2.45e-5 if naflex else 1e-3, b2=0.95, clip_norm=1.0, bounds=())
-  c.optim.update(weight_decay=1e-4, undecayed=r"(?<!/kernel)$")  # kernels alone
+  c.optim.update(weight_decay=0.1, undecayed=r"(?<!/kernel)$")  # kernels alone
   c.optim.warmup = "1 step" if tiny else "0 steps" if naflex else "20000 steps"
   return parts.on_scenes(c, res) if tiny else c
