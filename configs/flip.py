@@ -35,7 +35,7 @@ def get_config(arg=""):
   text = dict(type="text", width=width, depth=depth, num_heads=-(-width // 64))
   text.update(mlp_dim=4 * width, types=0, norm="pre", norm_eps=1e-6, init_std=None)
   c.model = dict(image=parts.size(name, **vit), text=text, embed_dim=width)
-  c.model.update(scale="log_scale", temperature=0.01, project_bias=False)
+  c.model.update(scale="log_scale", temperature=0.07, project_bias=False)
   c.objectives = dict(itc=dict(targets="pair"))
   c.data = dict(source=dict(type="table", path="data/pairs.jsonl"))
   c.data.pp = f"decode|random_resized_crop({res}, min_area=0.5)|flip"
