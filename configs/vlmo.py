@@ -41,12 +41,12 @@ def get_config(arg=""):
   pp = f"decode|random_resized_crop({res}, min_area=0.5)|flip|randaugment(2, 7)"
   words = dict(whole_word=True, tied=False)
   c.data = dict(source=dict(type="table", path="data/pairs.jsonl"), pp=pp)
-  c.objectives = dict(itc=dict(targets="pair"), itm={}, mlm=words)
+  c.objectives = dict(itc=dict(targets="pair"), itm={}, mlm=dict(words, weight=0.25))
   if arg == "images":
     c.model.codebook, hidden = parts.dvae(res, patch, tiny=False)
     c.objectives, c.init = dict(mim=hidden), dict(codebook=parts.DVAE)
   if arg == "texts":
     c.objectives = dict(mlm=dict(words, type="text_mlm"))
-  c.optim = dict(lr=2e-4, warmup=warmup, weight_decay=0.01, schedule="linear")
+  c.optim = dict(lr=2e-4, warmup=warmup, weight_decay=0.01, schedule="linear", b2=0.98)
   parts.vlmo_stage(c, arg)
   return parts.on_scenes(c, res) if tiny else c
