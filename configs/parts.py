@@ -104,8 +104,9 @@ def vlmo_stage(config, stage):
     texts = dict(type="lines", path="data/texts.txt")
     config.data = dict(holds="texts", source=texts, pp="")
     fusion = "^model/fusion/(lower|upper)/blocks/"
-    # run.py trains the expert of texts, its norm, the words, types and last norm alone.
-    frozen_parts = f"{fusion}((norm_|scale_)?attn|(norm_)?mlp_image|scale_mlp)(/|$)"
+    # run.py trains words, types, distances, the texts' expert and the last norm alone.
+    attention = "attn/(query|key|value|out)|norm_attn|scale_attn"
+    frozen_parts = f"{fusion}({attention}|scale_mlp|(norm_)?mlp_image)(/|$)"
     config.optim.multipliers = ((frozen_parts, 0.0),)
     skip = ("model/(image|codebook)/.*", "objectives_mim/.*")
     fresh = ("model/text/.*", "model/fusion/pool/.*", "objectives_mlm/.*")

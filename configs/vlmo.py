@@ -12,9 +12,8 @@ of 1,024 pairs of GCC, SBU, COCO and VG (4 M images) on V100; VQA test-dev 76.64
 test-P 83.34, COCO fine-tuned text R@1 74.8, image 57.2. Numbers: microsoft/unilm vlmo
 config.py. `:tiny` is the last stage, fresh, in seconds on a CPU.
 
-Departures: learned positions, as the official base-plus has them, where base has biases
-by distance; contrast reads the experts of the modality alone, the official code also
-those of pairs, and averages both losses.
+Positions are biases of attention by distance. Departure: contrast reads the experts of
+the modality alone, the official code also those of pairs, and averages both losses.
 """
 
 from configs import parts
@@ -30,12 +29,15 @@ def get_config(arg=""):
   stack = parts.size(name)
   depths = dict(depth=stack.pop("depth"), pair_depth=1 if tiny else 2)
   own = dict(separate=False, subln=False, layer_scale=0.1, types=2, pool="tanh")
+  own["distances"] = (res // patch, 196)
+  placeless = dict(stack, depth=0, posemb="none")
   c.model = dict(
-    image=dict(stack, type="vit", depth=0, patch=patch, res=res, mask_token=True),
-    text=dict(stack, type="text", depth=0, length=196, dropout=0.1),
+    image=dict(placeless, type="vit", patch=patch, res=res, mask_token=True),
+    text=dict(placeless, type="text", dropout=0.1),
     fusion=dict(type="experts", norm_eps=1e-6, drop_path=0.1, **depths, **own),
     embed_dim=None if alone else stack["width"],
     scale="log_scale",
+    project_bias=False,
     **parts.HALF,
   )
   pp = f"decode|random_resized_crop({res}, min_area=0.5)|flip|randaugment(2, 7)"

@@ -25,6 +25,7 @@ from vlp_jax.models import vlm
 from vlp_jax.models.fusion import experts
 from vlp_jax.nn import multiway
 from vlp_jax.objectives import mdm
+from vlp_jax.ops import distance
 
 REFERENCE = pathlib.Path(__file__).parent / "reference" / "beit3"
 WEIGHTS = REFERENCE / "weights.safetensors"
@@ -150,7 +151,7 @@ def slow_norm(x, p):
   return (x - mean) / np.sqrt(var + 1e-5) * p["scale"] + p["bias"]
 
 
-def slow_layer(p, streams, mask, *, separate, subln, pair_expert, scale):
+def slow_layer(p, streams, mask, *, separate, subln, pair_expert, scale, distances):
   """One row of the batch, token by token; p as the module's parameters."""
   own = lambda base, name: p_at(p, f"{base}_{name}" if separate else base)
   tokens = [(name, x) for name, rows in streams.items() for x in rows]
@@ -163,11 +164,16 @@ def slow_layer(p, streams, mask, *, separate, subln, pair_expert, scale):
   keys = [project("key", n, x) for n, x in normed]
   values = [project("value", n, x) for n, x in normed]
   out = []
-  for (name, x), (_, y) in zip(tokens, normed, strict=True):
+  if distances:
+    count = [len(streams.get(name, ())) for name in multiway.STREAMS]
+    rows = distance.index(*count, side=distances[0], words=distances[1])
+    bias = p["attn"]["distance"][rows]
+  for at, ((name, x), (_, y)) in enumerate(zip(tokens, normed, strict=True)):
     query = project("query", name, y) / np.sqrt(keys[0].shape[-1])
     mixed = np.zeros_like(query)
     for head in range(len(query)):
       logits = np.array([query[head] @ k[head] for k in keys])
+      logits = logits + (bias[at, :, head] if distances else 0.0)
       weights = np.where(mask, np.exp(logits - logits[mask].max()), 0.0)
       weights = weights / weights.sum()
       mixed[head] = sum(w * v[head] for w, v in zip(weights, values, strict=True))
@@ -194,8 +200,10 @@ def p_at(p, path):
 
 
 KINDS = {
-  "beit3": dict(separate=True, subln=True, pair_expert=False, layer_scale=None),
-  "vlmo": dict(separate=False, subln=False, pair_expert=True, layer_scale=0.1),
+  "beit3": dict(separate=True, subln=True, pair_expert=False),
+  "vlmo_base_plus": dict(separate=False, subln=False, pair_expert=True),
+  "vlmo": dict(separate=False, subln=False, pair_expert=True, layer_scale=0.1)
+  | dict(distances=(2, 6)),
 }
 
 
@@ -205,8 +213,8 @@ def test_layer(kind):
   layer = multiway.Layer(num_heads=2, mlp_dim=12, **fields)
   rng = np.random.default_rng(0)
   draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
-  x = {"image": draw(2, 3, 8), "text": draw(2, 4, 8)}
-  mask = np.array([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0]], bool)
+  x = {"image": draw(2, 5, 8), "text": draw(2, 4, 8)}
+  mask = np.array([[1, 1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 0, 0]], bool)
   call = lambda p, x, m: layer.apply(p, x, None, m, None, None, False)[0]
   # Made from the image alone, it has all experts.
   image = {"image": x["image"]}
@@ -214,9 +222,10 @@ def test_layer(kind):
   shapes = jax.eval_shape(make, jax.random.key(0), image)
   params = jax.tree.map(lambda s: draw(*s.shape) * 0.5, nn.unbox(shapes))
   options = {k: v for k, v in fields.items() if k != "layer_scale"}
-  options["scale"] = fields["layer_scale"] is not None
+  options["scale"] = fields.get("layer_scale") is not None
+  options.setdefault("distances", None)
   for streams in (x, image, {"text": x["text"]}):
-    part = {"image": mask[:, :3], "text": mask[:, 3:]}
+    part = {"image": mask[:, :5], "text": mask[:, 5:]}
     seen = np.concatenate([part[name] for name in streams], axis=1)
     got = call(params, streams, jnp.asarray(seen)[:, None, None])
     got = np.concatenate(list(got.values()), axis=1)
@@ -226,8 +235,27 @@ def test_layer(kind):
       close(got[b], want)
 
 
-def test_padding_changes_nothing_in_vlmo_whose_last_layers_join_the_pair():
-  own = dict(separate=False, subln=False, layer_scale=0.1)
+def test_backends_agree_on_biases_by_distance():
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  x = {"image": draw(2, 5, 8), "text": draw(2, 4, 8)}
+  mask = jnp.asarray(rng.random((2, 1, 1, 9)) < 0.7)
+  net = lambda backend: multiway.Attention(2, False, backend=backend, distances=(2, 6))
+  params = nn.unbox(net("xla").init(jax.random.key(0), x))
+  params["params"]["distance"] = draw(distance.rows(2, 6), 2)
+  want = net("einsum").apply(params, x, mask)
+  for backend in ("xla", "auto"):
+    got = net(backend).apply(params, x, mask)
+    jax.tree.map(close, got, want)
+  with pytest.raises(ValueError, match='"cudnn" takes no biases by distance'):
+    net("cudnn").apply(params, x, mask)
+  with pytest.raises(ValueError, match="an image of 4 tokens"):
+    net("xla").apply(params, {"image": draw(2, 4, 8)})
+
+
+@pytest.mark.parametrize("distances", [None, (4, 12)])
+def test_padding_changes_nothing_in_vlmo_whose_last_layers_join_the_pair(distances):
+  own = dict(separate=False, subln=False, layer_scale=0.1, distances=distances)
   net = model(pair_depth=1, types=2, pool="tanh", **own)
   given = inputs()
   real = ~given["padding"]
@@ -242,6 +270,10 @@ def test_padding_changes_nothing_in_vlmo_whose_last_layers_join_the_pair():
   assert upper["mlp_pair"]["up"]["kernel"].shape == (1, 24, 40)
   assert lower["mlp_text"]["up"]["kernel"].shape == (2, 24, 40)
   assert "mlp_pair" not in lower and "mlp_text" in upper
+  if distances:
+    assert lower["attn"]["distance"].shape == (2, distance.rows(*distances), 3)
+    noise = lambda x: jax.random.normal(jax.random.key(1), x.shape)
+    lower["attn"]["distance"] = noise(lower["attn"]["distance"])
   run = jax.jit(lambda ids: net.apply(params, ids, method=read))
   want = run(given["ids"])
   got = run(jnp.where(real, given["ids"], 7))

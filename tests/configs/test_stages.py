@@ -21,6 +21,7 @@ SMALL = [
   for name, value in dict(width=32, num_heads=2, mlp_dim=64).items()
 ]
 SMALL += ["--config.model.fusion.depth=3", "--config.model.image.patch=32"]
+SMALL += ["--config.model.fusion.distances=(7, 196)"]
 SMALL += ["--config.model.codebook.hidden=8", "--config.model.codebook.codes=8"]
 
 
@@ -76,10 +77,8 @@ def test_vlmo_hands_its_weights_on(stages, tmp_path, monkeypatch):
       }
       assert value["objectives_mlm/bias"] == value[block.format("mlp_text")] == 2
       assert [p for p in fresh if not p.startswith("objectives_it")] == [
-        "model/image_proj/bias",
         "model/image_proj/kernel",
         "model/log_scale",
-        "model/text_proj/bias",
         "model/text_proj/kernel",
       ]
 
@@ -92,4 +91,7 @@ def test_the_stage_of_texts_moves_the_language_expert_alone(stages):
   kept = {path.split("mu/")[1] for path in tree.flatten(state) if "mu/" in path}
   assert "model/fusion/lower/blocks/mlp_text/up/kernel" in kept
   assert "model/text/word/embedding" in kept
-  assert not [p for p in kept if "attn" in p or "mlp_image" in p]
+  # vlmo/run.py: of attention the biases by distance, of no branch the layer scale.
+  attention = {p.split("/")[-1] for p in kept if "attn" in p}
+  assert attention == {"distance"}
+  assert not [p for p in kept if "mlp_image" in p or "scale_" in p]

@@ -27,6 +27,7 @@ class Encoder(nn.Module):
     width, depth, num_heads, mlp_dim: sizes of the stack. Depth 0 only embeds the
       words, for a fusion whose layers do the rest.
     length: rows of the position table, at least the tokenizer's length.
+    posemb: "none": there is no such table, for a fusion that knows distances.
     types: rows of the token-type table, of which row 0 is used (BERT has 2); 0: none.
     norm: "post" with a norm on the embeddings (BERT) or "pre" with one at the end.
     norm_pre: one on the embeddings before a "pre" stack as well (BLOOM). Without it,
@@ -48,6 +49,7 @@ class Encoder(nn.Module):
   num_heads: int
   mlp_dim: int
   length: int
+  posemb: Literal["learned", "none"] = "learned"
   types: int = 2
   pool: pool_lib.Kind = "first"
   attention: mask_lib.Attention = "bidirectional"
@@ -71,7 +73,8 @@ class Encoder(nn.Module):
   def setup(self):
     width = self.width
     self.word = embed.Embed(self.vocab.size, width)
-    self.position = embed.Embed(self.length, width, axis="pos")
+    if self.posemb == "learned":
+      self.position = embed.Embed(self.length, width, axis="pos")
     if self.types:
       self.type = embed.Embed(self.types, width, axis="pos")
     if self.depth or self.norm == "post":
@@ -138,7 +141,8 @@ class Encoder(nn.Module):
       places = attention.places(ids.shape[1]) + self.first_position
     else:
       places = self._positions(keys)
-    x = x + self.position(places)
+    if self.posemb == "learned":
+      x = x + self.position(places)
     if self.types:
       x = x + self.type(jnp.zeros((), jnp.int32) if types is None else types)
     x = self.outer_norm(x) if self.norm == "post" else x

@@ -32,8 +32,8 @@ class Encoder(nn.Module):
     distill_token: and another one behind it (DeiT, https://arxiv.org/abs/2012.12877,
       section 3: there a teacher's prediction is learned from it).
     pool: how `pool` makes one vector of the tokens.
-    posemb: learned table, or fixed sin-cos of MAE. Images of another size than `res`
-      get the learned table resampled, bicubic, as ALBEF does.
+    posemb: learned table, fixed sin-cos of MAE, or none. Images of another size than
+      `res` get the learned table resampled, bicubic, as ALBEF does.
     norm_pre: a layer norm before the blocks (CLIP).
     patch_bias: of the patch embedding (CLIP has none).
     queries: attention pooling behind the blocks (CoCa): what the first of so many
@@ -57,7 +57,7 @@ class Encoder(nn.Module):
   class_token: bool = True
   distill_token: bool = False
   pool: pool_lib.Kind = "first"
-  posemb: Literal["learned", "sincos2d"] = "learned"
+  posemb: Literal["learned", "sincos2d", "none"] = "learned"
   norm: block.Norm = "pre"
   norm_eps: float = 1e-6
   norm_pre: bool = False
@@ -166,26 +166,19 @@ class Encoder(nn.Module):
       if not self.mask_token:
         raise ValueError("hidden patches want model.image.mask_token=True.")
       x = jnp.where(hidden[..., None], self.hidden_patch.astype(x.dtype), x)
-    grid = image.shape[1] // self.patch
     prefix = self._prefix()
     if prefix:
       first = [self.cls, self.dist] if self.distill_token else [self.cls]
       first = jnp.stack(first).astype(x.dtype)
       first = jnp.broadcast_to(first, (x.shape[0], *first.shape))
       x = jnp.concatenate([first, x], axis=1)
-    if self.posemb == "sincos2d":
-      table = jnp.asarray(posembed.sincos2d(grid, x.shape[-1]))
-      table = jnp.pad(table, ((prefix, 0), (0, 0)))
-    elif grid == self.res // self.patch:
-      table = self.table
-    else:
-      table = posembed.resize_posembed(self.table, grid, prefix=prefix)
-    x = x + table.astype(x.dtype)
+    if self.posemb != "none":
+      grid = image.shape[1] // self.patch
+      x = x + self._positions(grid, x.shape[-1]).astype(x.dtype)
     if train and self.drop_patches:
       x = self._keep(x, prefix)
     x = axes.constrain(x, "batch", "length", "act_embed")
-    if self.norm_pre:
-      x = self.first_norm(x)
+    x = self.first_norm(x) if self.norm_pre else x
     x = self.drop(x, deterministic=not train)
     if not self.depth:
       return tokens_lib.Tokens(x)
@@ -196,6 +189,15 @@ class Encoder(nn.Module):
     if self.queries:
       return tokens_lib.Tokens(x[:, 1:], pooled=x[:, 0])
     return tokens_lib.Tokens(x, raw=raw)
+
+  def _positions(self, grid, width):
+    """The table [L, D] for a grid of this side."""
+    prefix = self._prefix()
+    if self.posemb == "sincos2d":
+      return jnp.pad(posembed.sincos2d(grid, width), ((prefix, 0), (0, 0)))
+    if grid == self.res // self.patch:
+      return self.table
+    return posembed.resize_posembed(self.table, grid, prefix=prefix)
 
   def _prefix(self):
     """Tokens before the patches."""

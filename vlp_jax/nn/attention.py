@@ -182,8 +182,11 @@ def attend(
   value: jax.Array,
   mask: jax.Array | None,
   train: bool,
+  bias: jax.Array | None = None,
 ) -> jax.Array:
   """[B, L, N, H] of query [B, L, N, H], key and value [B, S, N, H].
+
+  bias float32 [1, N, L, S] is added to the logits; "auto" then leaves cuDNN out.
 
   For use in a compact method of `module`, which has the fields backend, dropout and
   dtype of `Attention`.
@@ -194,7 +197,8 @@ def attend(
   watched = probed or sown
   backend = module.backend
   if backend == "auto":
-    backend = "einsum" if dropped or watched else fastest(query)
+    best = fastest(query) if bias is None else "xla"
+    backend = "einsum" if dropped or watched else best
   if backend != "einsum":
     if dropped:
       raise ValueError(
@@ -202,14 +206,21 @@ def attend(
         ' dropout_attention to 0, or backend to "einsum" or "auto".'
       )
     if backend == "cudnn":
+      if bias is not None:
+        raise ValueError(
+          'attention backend "cudnn" takes no biases by distance: set backend to'
+          ' "auto", "xla" or "einsum".'
+        )
       return cudnn(query, key, value, mask)
     return jax.nn.dot_product_attention(
-      query, key, value, mask=mask, implementation=backend
+      query, key, value, bias=bias, mask=mask, implementation=backend
     )
   scale = query.shape[-1] ** -0.5
   logits = jnp.einsum(
     "BLNH,BSNH->BNLS", query * scale, key, preferred_element_type=jnp.float32
   )
+  if bias is not None:
+    logits = logits + bias
   if mask is not None:
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(logits, axis=-1)

@@ -19,6 +19,7 @@ from vlp_jax.nn import attention as attention_lib
 from vlp_jax.nn import axes
 from vlp_jax.nn import block
 from vlp_jax.nn import linear
+from vlp_jax.ops import distance
 
 # The streams, in the order in which attention sees them.
 STREAMS = ("image", "text")
@@ -38,6 +39,9 @@ class Attention(nn.Module):
   Attributes:
     separate: projections of each stream's own (BEiT-3), or shared ones (VLMo).
     subln: a norm before the last projection (Magneto, arXiv:2210.06423).
+    distances: (patches along a side of the image, words of the longest text): biases of
+      the logits, learned for every distance of two tokens (VLMo, see
+      `ops/distance.py`); None: there are none.
   """
 
   num_heads: int
@@ -48,6 +52,7 @@ class Attention(nn.Module):
   dropout: float = 0.0
   init_std: float | None = 0.02
   dtype: str = "float32"
+  distances: tuple[int, int] | None = None
 
   @nn.compact
   def __call__(
@@ -72,7 +77,8 @@ class Attention(nn.Module):
       return axes.constrain(y, "batch", "length", "act_heads", None)
 
     query, key, value = project("query"), project("key"), project("value")
-    mixed = attention_lib.attend(self, query, key, value, mask, train)
+    bias = self._biases(x)
+    mixed = attention_lib.attend(self, query, key, value, mask, train, bias)
     parts = split(mixed, x)
     if self.subln:
       make = functools.partial(linear.LayerNorm, self.norm_eps, self.dtype)
@@ -85,6 +91,22 @@ class Attention(nn.Module):
     )
     layers = each(self.separate, "out", make)
     return {name: layers[name](y) for name, y in parts.items()}
+
+  def _biases(self, x):
+    """float32 [1, N, S, S] of the table of distances, or None."""
+    if self.distances is None:
+      return None
+    side, words = self.distances
+    table = self.param(
+      "distance",
+      axes.boxed(nn.initializers.zeros, "pos", "heads"),
+      (distance.rows(side, words), self.num_heads),
+    )
+    if self.is_initializing():
+      return None  # A stream that is not there is one token then.
+    count = {name: x[name].shape[1] if name in x else 0 for name in STREAMS}
+    rows_SS = distance.index(*count.values(), side=side, words=words)
+    return jnp.einsum("SZN->NSZ", table.astype(jnp.float32)[rows_SS])[None]
 
 
 class Expert(nn.Module):
@@ -119,6 +141,7 @@ class Layer(nn.Module):
     subln: see `Attention` and `Expert`.
     pair_expert: a third expert, for both streams where there are two (VLMo's VL-FFN).
     layer_scale: first value of a learned factor of each branch; None: there is none.
+    distances: see `Attention`.
   """
 
   num_heads: int
@@ -127,6 +150,7 @@ class Layer(nn.Module):
   subln: bool = False
   pair_expert: bool = False
   layer_scale: float | None = None
+  distances: tuple[int, int] | None = None
   norm_eps: float = 1e-5
   act: block.Activation = "gelu"
   dropout: float = 0.0
@@ -154,6 +178,7 @@ class Layer(nn.Module):
       self.dropout_attention,
       self.init_std,
       self.dtype,
+      self.distances,
       name="attn",
     )
     norms = each(self.separate, "norm_attn", norm)

@@ -16,7 +16,9 @@ from vlp_jax.ops import tree
 
 # What is customary: biases, norms, the class token, position tables, the temperature.
 # Names, not dimensions: scanned layers add an axis to both.
-UNDECAYED = r"(^|/)(bias|scale|cls|posemb|probe|temp|log_scale)$|/(position)/embedding$"
+UNDECAYED = (
+  r"(^|/)(bias|scale|cls|posemb|distance|probe|temp|log_scale)$|/(position)/embedding$"
+)
 
 
 @dataclasses.dataclass(frozen=True)

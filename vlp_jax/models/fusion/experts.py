@@ -39,6 +39,7 @@ class Stack(nn.Module):
   separate: bool
   subln: bool
   layer_scale: float | None
+  distances: tuple[int, int] | None
   norm_eps: float
   act: block.Activation
   dropout: float
@@ -72,6 +73,8 @@ class Fusion(nn.Module):
     pair_depth: so many of the last layers have an expert for pairs (VLMo: 2 of 12; 3 of
       BEiT-3's giant).
     separate, subln, layer_scale: see `nn/multiway.py`.
+    distances: (patches along a side of the image, words of the longest text) of a table
+      of biases by distance, in place of positions that are added (VLMo); None: none.
     types: rows of a type table, of which texts get row 0 and images row 1 (VLMo: 2); 0:
       none.
     pool: what stands for a pair: "image" its class token (BEiT-3), "tanh" a layer on
@@ -87,6 +90,7 @@ class Fusion(nn.Module):
   separate: bool = True
   subln: bool = True
   layer_scale: float | None = None
+  distances: tuple[int, int] | None = None
   types: int = 0
   pool: Literal["image", "tanh"] = "image"
   norm_eps: float = 1e-5
