@@ -24,6 +24,7 @@ SIGNATURE = (
   r"text_embeddings\..*",
   r"token_type_embeddings\.weight",
   r"transformer\.blocks\..*",
+  r"!transformer\.blocks\.0\.mlp_text\..*",  # VLMo
 )
 # Our objectives, and the layer whose weight tells whether the file has them.
 HEADS = {
