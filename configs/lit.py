@@ -7,6 +7,7 @@ The image tower, AugReg's ViT-B/16, is not trained and has no projection; the te
 starts from BERT-base; `:L16` has L/16 and BERT-large. --config.init.image.path says
 where the file is. README_lit.md of big_vision: zero-shot ImageNet 73.9 (B16B_2, 60,000
 steps) and 75.7 (L16L); COCO image retrieval R@1 31.8 and 31.2, text 51.5 and 48.5.
+`--config.init="{'type': 'lit', 'path': 'LiT-B16B_2.npz'}"` reads the released file.
 `:tiny`: seconds on a CPU, on an untrained image tower.
 Recalled, not read again: batch and decay of section 5. Other numbers: big_vision's
 lit_coco.py, which it has no longer. Departure: AdamW where the paper has Adafactor with
@@ -24,12 +25,12 @@ def get_config(arg=""):
   # big_vision configs/proj/image_text/common.py `inits`.
   bert, aug = ("large", "strong1") if large else ("base", "medium1")
   path = f"{name}_16-i21k-300ep-lr_0.001-aug_{aug}-wd_0.1-do_0.0-sd_0.0.npz"
-  text = dict(type="hf_bert", path=f"bert-{bert}-uncased")
+  text = dict(type="hf_bert", path=f"bert-{bert}-uncased", act="gelu_tanh")
   c.init = None if tiny else dict(image=dict(type="augreg", path=path), text=text)
   image = parts.size(name, type="vit", patch=16, res=res, act="gelu_tanh")
   c.model = dict(
     image=image,
-    text=parts.size(name, type="text", length=512),
+    text=parts.size(name, type="text", length=512, act="gelu_tanh"),
     embed_dim=image["width"],
     project=("text",),
     scale="log_scale",

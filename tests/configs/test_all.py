@@ -226,6 +226,9 @@ def test_albef_has_the_published_size(shapes_of):
 @pytest.mark.parametrize(
   "spec, count",
   [
+    # Of google-research/vision_transformer vit_jax/models_test.py.
+    ("lit", 195_280_897),
+    ("lit:L16", 638_443_521),
     # Of the official weights, as open_clip's and transformers' users count them.
     ("clip", 151_277_313),
     ("clip:B16", 149_620_737),

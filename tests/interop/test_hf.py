@@ -478,7 +478,7 @@ def test_what_the_meter_config_starts_from():
 
 
 def test_what_the_lit_config_starts_from(tmp_path):
-  """A Vision Transformer of AugReg, whose GELU may be either, and BERT."""
+  """A Vision Transformer of AugReg, whose GELU may be either, and flaxformer's BERT."""
   spec = config_lib.run(config_lib.load(str(ROOT / "configs" / "lit.py"))).init
   with pytest.raises(FileNotFoundError, match=r"it is https://storage.*aug_medium1"):
     initial.load(spec, {})
@@ -490,7 +490,7 @@ def test_what_the_lit_config_starts_from(tmp_path):
   words = hf_bert.load(REFERENCE / "bert").fields
   model = vlm.VLM(
     vit.Encoder(**fields),
-    text.Encoder(vocab=VOCAB, **words),
+    text.Encoder(vocab=VOCAB, **words | dict(act="gelu_tanh")),
     embed_dim=32,
     project=("text",),
   )
@@ -508,6 +508,10 @@ def test_what_the_lit_config_starts_from(tmp_path):
   assert "model.image.norm_eps=1e-12, but the checkpoint wants 1e-06" in str(
     error.value
   )
+  # config.json says "gelu", and the config that it is not so.
+  del spec["text"]["act"]
+  with pytest.raises(ValueError, match="act='gelu_tanh', there it is 'gelu'"):
+    initial.load(spec, shapes, model=model)
 
 
 def test_augreg_files_come_and_go(tmp_path):

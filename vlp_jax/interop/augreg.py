@@ -22,7 +22,16 @@ from vlp_jax.ops import tree as tree_lib
 # Sizes: those of `towers`, C classes.
 
 BLOCK = "Transformer/encoderblock_{i}/"
-ATTENTION = f"{BLOCK}MultiHeadDotProductAttention_1/"
+# What a block is made of, as Flax numbered its parts before Linen (2020) and does now,
+# and the table of positions.
+OLD = (
+  *("LayerNorm_0", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3"),
+  "Transformer/posembed_input/pos_embedding",
+)
+LINEN = (
+  *("LayerNorm_0", "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0"),
+  OLD[-1],
+)
 SIGNATURE = (
   r"embedding/kernel",
   r"Transformer/posembed_input/pos_embedding",
@@ -115,30 +124,38 @@ def init(
   )
 
 
-def tower_rules(ours: str, depth: int) -> rules.Table:
-  """The tower, whose kernels are laid out as ours (sizes W G M h L p q)."""
-  layers, blocks = range(depth), f"{ours}/blocks"
+def tower_rules(
+  ours: str, depth: int, *, start: str = "", names: Sequence[str] = OLD
+) -> rules.Table:
+  """The tower, whose kernels are laid out as ours (sizes W G M h L p q).
+
+  start: of their names. names: of what is in a block, and of the table of positions.
+  """
+  layers, blocks, block = range(depth), f"{ours}/blocks", f"{start}{BLOCK}"
+  first, attention, second, mlp, positions = names
+  attention, mlp = f"{block}{attention}/", f"{block}{mlp}/"
+  ends = dict(scale="W", bias="W")
   table = [
-    rules.Rule("cls", f"{ours}/cls", "1 1 W -> W"),
-    towers.posembed_rule("Transformer/posembed_input/pos_embedding", f"{ours}/posemb"),
-    rules.Rule("embedding/kernel", f"{ours}/patch/kernel", "p q 3 W -> (p q 3) W"),
-    rules.Rule("embedding/bias", f"{ours}/patch/bias", "W -> W"),
-    *_same("Transformer/encoder_norm/", f"{ours}/norm", scale="W", bias="W"),
-    *_same(f"{BLOCK}LayerNorm_0/", f"{blocks}/norm_attn", layers, scale="W", bias="W"),
-    *_same(f"{BLOCK}LayerNorm_2/", f"{blocks}/norm_mlp", layers, scale="W", bias="W"),
-    *_same(f"{ATTENTION}out/", f"{blocks}/attn/out", layers, kernel="M h W", bias="W"),
+    rules.Rule(f"{start}cls", f"{ours}/cls", "1 1 W -> W"),
+    towers.posembed_rule(f"{start}{positions}", f"{ours}/posemb"),
+    rules.Rule(
+      f"{start}embedding/kernel", f"{ours}/patch/kernel", "p q 3 W -> (p q 3) W"
+    ),
+    rules.Rule(f"{start}embedding/bias", f"{ours}/patch/bias", "W -> W"),
+    *same(f"{start}Transformer/encoder_norm/", f"{ours}/norm", **ends),
+    *same(f"{block}{first}/", f"{blocks}/norm_attn", layers, **ends),
+    *same(f"{block}{second}/", f"{blocks}/norm_mlp", layers, **ends),
+    *same(f"{attention}out/", f"{blocks}/attn/out", layers, kernel="M h W", bias="W"),
   ]
   for name in ("query", "key", "value"):
     sides = dict(kernel="W M h", bias="M h")
-    table += _same(f"{ATTENTION}{name}/", f"{blocks}/attn/{name}", layers, **sides)
+    table += same(f"{attention}{name}/", f"{blocks}/attn/{name}", layers, **sides)
   for theirs, own, kernel, bias in (
     ("Dense_0", "up", "W G", "G"),
     ("Dense_1", "down", "G W", "W"),
   ):
     sides = dict(kernel=kernel, bias=bias)
-    table += _same(
-      f"{BLOCK}MlpBlock_3/{theirs}/", f"{blocks}/mlp/{own}", layers, **sides
-    )
+    table += same(f"{mlp}{theirs}/", f"{blocks}/mlp/{own}", layers, **sides)
   return table
 
 
@@ -146,13 +163,13 @@ def head_rules(names: Sequence[str]) -> rules.Table:
   """Those of `HEADS` that are named."""
   table = []
   if "classifier" in names:
-    table += _same("head/", "classifier", kernel="X C", bias="C")
+    table += same("head/", "classifier", kernel="X C", bias="C")
   if "pre_logits" in names:
-    table += _same("pre_logits/", "pre_logits", kernel="W X", bias="X")
+    table += same("pre_logits/", "pre_logits", kernel="W X", bias="X")
   return table
 
 
-def _same(theirs, ours, layers=None, **sides):
+def same(theirs, ours, layers=None, **sides):
   """Leaves that are laid out alike on both sides: {name: axes}."""
   return [
     rules.Rule(f"{theirs}{name}", f"{ours}/{name}", f"{axes} -> {axes}", layers)

@@ -31,6 +31,8 @@ _START = r"(params/|opt/target/|)(img/|)"
 SIGNATURE = (
   rf"{_START}embedding/kernel",
   rf"{_START}Transformer/encoderblock(_0|)/MultiHeadDotProductAttention_0/query/kernel",
+  rf"!{_START}Transformer/posembed_input/.*",  # lit
+  r"!(params/|)txt/BertEncoder_0/.*",  # lit
 )
 # Flax's LayerNorm and GELU, which nothing in a config changes.
 LAYERS = dict(act="gelu_tanh", norm_eps=1e-6, norm="pre")
@@ -243,7 +245,7 @@ def _table(described):
     return table
   if described.image_head:
     table += _same("img/head/", "model/image_proj", kernel="W E", bias="E")
-  blocks = _block_rules("txt/Encoder_0/", "model/text", described.text)
+  blocks = block_rules("txt/Encoder_0/", "model/text", described.text)
   if described.text_map_pool:
     blocks += _pool_rules("txt/MAPHead_0/", "model/text/map_pool")
   table += [
@@ -280,7 +282,7 @@ def _image_rules(start, ours, described):
       positions,
       fit=towers.resize_to(prefix, how="corners"),
     ),
-    *_block_rules(f"{start}Transformer/", ours, described.image),
+    *block_rules(f"{start}Transformer/", ours, described.image),
   ]
   if described.class_token:
     table.append(rules.Rule(f"{start}cls", f"{ours}/cls", "1 1 W -> W"))
@@ -289,7 +291,7 @@ def _image_rules(start, ours, described):
   return table
 
 
-def _block_rules(theirs, ours, depth):
+def block_rules(theirs, ours, depth):
   """Encoder (sizes W G M h)."""
   layers, blocks, block = range(depth), f"{ours}/blocks", f"{theirs}{BLOCK}"
   return [

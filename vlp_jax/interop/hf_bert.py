@@ -118,6 +118,7 @@ def init(
   path: str | os.PathLike,
   into: str | Mapping[str, str] = "model/text",
   model: Any = None,
+  act: str | None = None,
   skip: Sequence[str] = (),
   fresh: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -132,6 +133,8 @@ def init(
     into: path of the tower, or {"text": path, "fusion": path, "mlm": path}: the layers
       that "text" has no room for go to "fusion", the head for masked words to "mlm".
     model: the VLM, whose towers are held against config.json; None: not compared.
+    act: the activation, where config.json does not say what a model was made with
+      (Google's own BERT, of which flaxformer and LiT know that it is "gelu_tanh").
     skip, fresh: as of `rules.from_theirs`; a tower of fewer layers than the file skips
       the others, e.g. `bert\\.encoder\\.layer\\.(6|7|8|9|10|11)\\..*`.
 
@@ -154,9 +157,10 @@ def init(
   stacks = [into[name] for name in ("text", "fusion") if name in into]
   queries = [leaves.get(f"{tower}/blocks/attn/query/kernel") for tower in stacks]
   depths = [0 if query is None else query.shape[0] for query in queries]
+  told = fields if act is None else fields | dict(act=act)
   if model is not None:
     for tower in stacks:
-      compare(model, tower, fields, what)
+      compare(model, tower, told, what)
   table = tower_rules(prefix, into, depths)
   table += head_rules(prefix, {"objectives_mlm": into["mlm"]} if "mlm" in into else {})
   wanted = {"objectives_mlm"} if "mlm" in into else set()
