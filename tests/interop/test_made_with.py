@@ -2,6 +2,7 @@
 
 import pathlib
 
+import ml_collections
 import pytest
 
 from vlp_jax import build
@@ -79,3 +80,15 @@ def test_all_that_differ_are_listed_and_towers_that_are_not_there_pass():
   made_with.check(model, {"model.image.act": frozenset({"gelu", "relu"})}, "it")
   with pytest.raises(ValueError, match="made_with='model.image.odd': the model has no"):
     made_with.check(model, {}, "it", {"model.image.odd": 1})
+
+
+def test_a_config_says_it_in_pairs():
+  """ConfigDict takes no dots in names."""
+  told = (("model.text.act", "relu"), ("model.image.norm_eps", 1e-5))
+  spec = dict(type="albef", path="nowhere.pth", made_with=told)
+  config = ml_collections.ConfigDict(dict(init=spec)).to_dict()
+  model = model_of("albef")
+  with pytest.raises(ValueError) as error:
+    initial.load(config["init"], {}, model=model)
+  assert "model.text.act='gelu', but the checkpoint wants 'relu'" in str(error.value)
+  assert "norm_eps=1e-06, but the checkpoint wants 1e-05" in str(error.value)

@@ -120,7 +120,7 @@ def init(
   skip: Sequence[str] = (),
   fresh: Sequence[str] = (),
   model: Any = None,
-  made_with: made_with_lib.Made | None = None,
+  made_with: made_with_lib.Told | None = None,
 ) -> dict[str, Any]:
   """Parameters of a model from a file of its task, or of ALBEF's pretraining.
 

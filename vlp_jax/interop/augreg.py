@@ -96,7 +96,7 @@ def init(
   skip: Sequence[str] = (),
   fresh: Sequence[str] = (),
   model: Any = None,
-  made_with: made_with_lib.Made | None = None,
+  made_with: made_with_lib.Told | None = None,
 ) -> dict[str, Any]:
   """The image tower of a model from a file; classifiers are left out.
 

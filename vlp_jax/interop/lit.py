@@ -128,7 +128,7 @@ def init(
   skip: Sequence[str] = (),
   fresh: Sequence[str] = (),
   model: Any = None,
-  made_with: made_with_lib.Made | None = None,
+  made_with: made_with_lib.Told | None = None,
 ) -> dict[str, Any]:
   """Parameters of a model: `c.init = dict(type="lit", path="LiT-B16B_2.npz")`.
 

@@ -1,16 +1,18 @@
 """What no tensor tells: the activations and epsilons that a file's layers have.
 
 Weights load into layers of other ones, and then mean something else. Each format says
-what its published models are made with; `c.init = dict(…, made_with={"model.text.act":
-"relu"})` says it of a file that is otherwise.
+what its published models are made with; `c.init = dict(…, made_with=(("model.text.act",
+"relu"),))` says it of a file that is otherwise. A config takes no dots in names, so it
+says pairs; in code it may be a dict.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import os
 from typing import Any
 
 # A field of the model by its path in the config -> its value, or a set of such.
 Made = Mapping[str, Any]
+Told = Made | Sequence[tuple[str, Any]]
 
 # Vision Transformers of timm, as ALBEF and BLIP have them too.
 TIMM = {"act": "gelu", "norm_eps": 1e-6}
@@ -28,7 +30,7 @@ def of(**towers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(
-  model: Any, made: Made, path: str | os.PathLike, told: Made | None = None
+  model: Any, made: Made, path: str | os.PathLike, told: Told | None = None
 ) -> None:
   """Holds a model against what a file was made with.
 
@@ -43,9 +45,10 @@ def check(
   """
   if model is None:
     return
-  found = {**made, **(told or {})}
+  told = dict(told or {})
+  found = {**made, **told}
   own = fields(model, found)
-  for name in told or {}:
+  for name in told:
     if name not in own:
       raise ValueError(
         f"{path}: made_with={name!r}: the model has no such field; want a path as"

@@ -63,7 +63,7 @@ def init(
   skip: Sequence[str] = (),
   fresh: Sequence[str] = (),
   model: Any = None,
-  made_with: made_with_lib.Made | None = None,
+  made_with: made_with_lib.Told | None = None,
 ) -> dict[str, Any]:
   """Parameters of a model: see `clip.init` for the arguments and errors."""
   made_with_lib.check(model, MADE_WITH, path, made_with)

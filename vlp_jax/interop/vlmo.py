@@ -143,7 +143,7 @@ def init(
   fresh: Sequence[str] = (),
   words: int = 196,
   model: Any = None,
-  made_with: made_with_lib.Made | None = None,
+  made_with: made_with_lib.Told | None = None,
 ) -> dict[str, Any]:
   """Parameters of a model from an official file: `c.init = dict(type="vlmo", path=…)`.
 
