@@ -18,7 +18,7 @@ from vlp_jax import config as config_lib
 from vlp_jax import feeds
 from vlp_jax import places
 from vlp_jax import report
-from vlp_jax.data import pipeline
+from vlp_jax.data import evaluation
 from vlp_jax.data import pp
 from vlp_jax.evaluators import retrieval
 from vlp_jax.interop import initial
@@ -354,7 +354,7 @@ def _report(job, state, evaluators, results, *, seconds):
       mapped = not pp.leaves_regions(data["pp"]) and "model" not in state.memory
       if not maps and evaluator.rerank and mapped and jax.process_count() == 1:
         batch = next(
-          iter(pipeline.eval_pairs(source, data["pp"], job.tokenizer, batch_size=8))
+          iter(evaluation.eval_pairs(source, data["pp"], job.tokenizer, batch_size=8))
         )
         maps = report.word_maps(job.pretrainer, state.params, batch, job.tokenizer)
   device = job.mesh.devices.flat[0]

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from tests.data import pictures
+from vlp_jax.data import evaluation
 from vlp_jax.data import pipeline
+from vlp_jax.data import records
 
 PP = "decode|random_resized_crop(8, min_area=0.3)|flip|randaugment(2, 7)"
 TOKENIZER = pictures.Tokenizer()
@@ -77,9 +79,9 @@ def test_the_log_names_some_and_then_counts(caplog):
     for _ in itertools.islice(batches(source), 20):
       pass
   lines = [record.getMessage() for record in caplog.records]
-  assert sum("passed over pic" in line for line in lines) == pipeline.NAMED
+  assert sum("passed over pic" in line for line in lines) == records.NAMED
   assert "data: passed over 100 so far: 100 empty file" in lines
-  assert len(lines) == pipeline.NAMED + 1
+  assert len(lines) == records.NAMED + 1
 
 
 def test_a_source_says_what_it_could_not_read():
@@ -93,12 +95,12 @@ def test_a_source_says_what_it_could_not_read():
   assert 2 not in next(made)["image_id"]
   assert set(made.bad) == {"file is missing"}
   with pytest.raises(ValueError, match=r"pic2\.jpg is broken: file is missing"):
-    list(pipeline.eval_images(Gone(SOURCE.records), "decode", batch_size=4))
+    list(evaluation.eval_images(Gone(SOURCE.records), "decode", batch_size=4))
 
 
 def test_an_evaluation_that_is_left_early_leaves_no_thread():
   before = threading.active_count()
-  made = pipeline.eval_images(SOURCE, "decode|resize(8)", batch_size=2)
+  made = evaluation.eval_images(SOURCE, "decode|resize(8)", batch_size=2)
   next(made)
   made.close()
   assert threading.active_count() <= before

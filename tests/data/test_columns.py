@@ -8,7 +8,9 @@ import pytest
 
 from tests.data import pictures
 from vlp_jax.data import columns as columns_lib
+from vlp_jax.data import evaluation
 from vlp_jax.data import pipeline
+from vlp_jax.data import records
 from vlp_jax.data.sources import task
 from vlp_jax.data.tokenizers import wordpiece
 from vlp_jax.objectives import classify
@@ -46,7 +48,7 @@ def batch(source, objective, size):
   wanted = columns_lib.of({"it": objective}, res=8)
   kinds = dict(batch_size=size, columns=wanted)
   train = pipeline.train_batches(source, PP, TOKENIZER, seed=0, **kinds)
-  (pairs,) = pipeline.eval_pairs(source, PP, TOKENIZER, **kinds)
+  (pairs,) = evaluation.eval_pairs(source, PP, TOKENIZER, **kinds)
   first = next(iter(train))
   for name, (shape, dtype) in wanted.specs.items():
     assert first[name].shape == (size, *shape) and first[name].dtype == dtype
@@ -135,8 +137,8 @@ def test_what_examples_lack_is_told(folder):
   source = task.Source(table(folder, rows))
   wanted = columns_lib.Columns({"label": ((), "int32")})
   with pytest.raises(ValueError, match="no label"):
-    list(pipeline.eval_pairs(source, PP, TOKENIZER, batch_size=3, columns=wanted))
-  with pytest.raises(pipeline.BadDataError, match="no label"):
+    list(evaluation.eval_pairs(source, PP, TOKENIZER, batch_size=3, columns=wanted))
+  with pytest.raises(records.BadDataError, match="no label"):
     next(
       pipeline.train_batches(
         source, PP, TOKENIZER, batch_size=3, seed=0, columns=wanted

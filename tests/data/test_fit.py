@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.data import pictures
+from vlp_jax.data import evaluation
 from vlp_jax.data import ops_image
 from vlp_jax.data import pipeline
 from vlp_jax.data import pp
@@ -59,7 +60,7 @@ def test_batches_have_the_sizes():
   assert batch["image"].shape == (4, 80, 80, 3)
   np.testing.assert_array_equal(batch["image_size"], np.full((4, 2), 32))
   with pytest.raises(ValueError, match="without padding"):
-    next(pipeline.eval_images(source, words, batch_size=4))
+    next(evaluation.eval_images(source, words, batch_size=4))
 
 
 def test_naflex_is_a_row_of_patches_with_its_grid():

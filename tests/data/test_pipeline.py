@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 from tests.data import pictures
+from vlp_jax.data import evaluation
 from vlp_jax.data import pipeline
 from vlp_jax.data import pp
+from vlp_jax.data import records
 
 PP = "decode|random_resized_crop(8)|flip|randaugment(2, 7)|clean(30)"
 TOKENIZER = pictures.Tokenizer()
@@ -313,7 +315,7 @@ def test_too_many_broken_records_end_the_run():
   made = pipeline.train_batches(
     source, PP, TOKENIZER, batch_size=8, seed=0, max_bad=0.1
   )
-  with pytest.raises(pipeline.BadDataError) as caught:
+  with pytest.raises(records.BadDataError) as caught:
     for _ in range(200):
       next(made)
   told = str(caught.value)
@@ -326,13 +328,13 @@ def test_too_many_broken_records_end_the_run():
 def test_no_share_is_taken_of_a_few_unless_none_may_be_broken():
   source = pictures.source(60, broken={0: (b"", ["a"])})
   assert len(batches(source, 15)) == 15  # 1 of 61: more than 0.01
-  with pytest.raises(pipeline.BadDataError, match=r"pic0.jpg"):
+  with pytest.raises(records.BadDataError, match=r"pic0.jpg"):
     batches(source, 15, max_bad=0.0)
 
 
 def test_nothing_but_broken_records_is_told_at_once():
   source = pictures.source(5, broken={i: (b"", ["a"]) for i in range(5)})
-  with pytest.raises(pipeline.BadDataError, match=r"pic\d.jpg: empty file"):
+  with pytest.raises(records.BadDataError, match=r"pic\d.jpg: empty file"):
     batches(source, 1)
 
 
@@ -420,7 +422,7 @@ EVAL = "decode|resize(8)"
 
 def test_images_in_order_and_the_last_batch_filled_up():
   source = pictures.source(7)
-  made = list(pipeline.eval_images(source, EVAL, batch_size=3))
+  made = list(evaluation.eval_images(source, EVAL, batch_size=3))
   assert [batch["valid"].tolist() for batch in made] == [
     [True] * 3, [True] * 3, [True, False, False]
   ]  # fmt: skip
@@ -439,7 +441,7 @@ def test_images_in_order_and_the_last_batch_filled_up():
 
 def test_texts_are_all_captions_of_each_image_in_turn():
   source = pictures.source(5, captions=3)
-  made = list(pipeline.eval_texts(source, EVAL, TOKENIZER, batch_size=4))
+  made = list(evaluation.eval_texts(source, EVAL, TOKENIZER, batch_size=4))
   assert len(made) == 4
   valid = np.concatenate([batch["valid"] for batch in made])
   assert valid.sum() == 15
@@ -454,17 +456,17 @@ def test_texts_are_all_captions_of_each_image_in_turn():
 
 def test_texts_are_cleaned_as_in_training():
   source = pictures.Source(((JPEG, ["A DOG, a cat.", b"two"]),))
-  (batch,) = pipeline.eval_texts(source, EVAL + "|clean(2)", TOKENIZER, batch_size=2)
+  (batch,) = evaluation.eval_texts(source, EVAL + "|clean(2)", TOKENIZER, batch_size=2)
   assert [TOKENIZER.decode(row) for row in batch["text"]] == ["a dog", "two"]
 
 
 def test_pairs_have_the_first_caption():
   source = pictures.source(5, captions=3)
-  made = list(pipeline.eval_pairs(source, EVAL, TOKENIZER, batch_size=4))
+  made = list(evaluation.eval_pairs(source, EVAL, TOKENIZER, batch_size=4))
   assert [len(batch["caption"]) for batch in made] == [4, 4]
   assert made[1]["valid"].tolist() == [True, False, False, False]
   assert made[0]["caption"] == [f"c0 of {i}" for i in range(4)]
-  images = list(pipeline.eval_images(source, EVAL, batch_size=4))
+  images = list(evaluation.eval_images(source, EVAL, batch_size=4))
   for pair, image in zip(made, images, strict=True):
     for key, value in image.items():
       np.testing.assert_array_equal(pair[key], value)
@@ -474,11 +476,11 @@ def test_pairs_have_the_first_caption():
 @pytest.mark.parametrize("reason", BROKEN)
 def test_evaluation_leaves_nothing_out(reason):
   source = pictures.source(5, broken={3: BROKEN[reason]})
-  made = [pipeline.eval_pairs(source, EVAL, TOKENIZER, batch_size=2)]
+  made = [evaluation.eval_pairs(source, EVAL, TOKENIZER, batch_size=2)]
   if "caption" in reason:
-    made += [pipeline.eval_texts(source, EVAL, TOKENIZER, batch_size=2)]
+    made += [evaluation.eval_texts(source, EVAL, TOKENIZER, batch_size=2)]
   else:
-    made += [pipeline.eval_images(source, EVAL, batch_size=2)]
+    made += [evaluation.eval_images(source, EVAL, batch_size=2)]
   for iterator in made:
     with pytest.raises(ValueError, match=f"evaluation: pic3.jpg.*{reason}"):
       list(iterator)
@@ -487,7 +489,7 @@ def test_evaluation_leaves_nothing_out(reason):
 def test_an_image_without_captions_is_broken():
   source = pictures.source(3, broken={1: (JPEG, [])})
   with pytest.raises(ValueError, match="evaluation: pic1.jpg.*caption"):
-    list(pipeline.eval_texts(source, EVAL, TOKENIZER, batch_size=2))
+    list(evaluation.eval_texts(source, EVAL, TOKENIZER, batch_size=2))
   assert 1 not in ids(batches(source, 3, max_bad=1.0))
 
 

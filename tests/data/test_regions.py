@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.data import pictures
+from vlp_jax.data import evaluation
 from vlp_jax.data import pipeline
 from vlp_jax.data import pp
 from vlp_jax.data import regions
@@ -195,10 +196,10 @@ def test_an_evaluation_reads_them_too(folder):
   rows = folder.read_text().splitlines()[:11]
   folder.write_text("\n".join(rows))
   source = table.Source(str(folder), suffix=".npz")
-  found = list(pipeline.eval_images(source, PP, batch_size=4))
+  found = list(evaluation.eval_images(source, PP, batch_size=4))
   assert [batch["image"].shape for batch in found] == [(4, 6, 21)] * 3
   pairs = next(
-    iter(pipeline.eval_pairs(source, PP, pictures.Tokenizer(), batch_size=4))
+    iter(evaluation.eval_pairs(source, PP, pictures.Tokenizer(), batch_size=4))
   )
   np.testing.assert_array_equal(pairs["image"], found[0]["image"])
 

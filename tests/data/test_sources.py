@@ -10,6 +10,7 @@ from PIL import Image
 import pytest
 
 from tests.data import pictures
+from vlp_jax.data import evaluation
 from vlp_jax.data import pipeline
 from vlp_jax.data.sources import scenes
 from vlp_jax.data.sources import table
@@ -201,7 +202,7 @@ def test_a_missing_image_is_a_broken_record(folder, caplog):
   assert set(bad) == {"file is missing", "file cannot be read"}
   assert f"{folder}/gone.jpg" in caplog.text
   with pytest.raises(ValueError, match=r"evaluation: .*gone\.jpg.*missing"):
-    list(pipeline.eval_images(source, PP, batch_size=2))
+    list(evaluation.eval_images(source, PP, batch_size=2))
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

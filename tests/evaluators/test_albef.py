@@ -40,17 +40,17 @@ def data(monkeypatch):
   image = ("image", "image_id", "example_index")
   text = ("text", "text_mask", "image_id", "caption")
   captions = np.array([f"caption {i}" for i in range(COUNT)])
-  pipeline = retrieval.pipeline
+  read = retrieval.evaluation
   monkeypatch.setattr(
-    pipeline, "eval_images", lambda *a, batch_size: batches(image, batch_size)
+    read, "eval_images", lambda *a, batch_size: batches(image, batch_size)
   )
   monkeypatch.setattr(
-    pipeline,
+    read,
     "eval_texts",
     lambda *a, batch_size: batches(text, batch_size, caption=captions),
   )
   monkeypatch.setattr(
-    pipeline, "eval_pairs", lambda *a, batch_size: batches(image + text, batch_size)
+    read, "eval_pairs", lambda *a, batch_size: batches(image + text, batch_size)
   )
 
 

@@ -14,7 +14,7 @@ def albef():
 
 
 def evaluator(monkeypatch, module, batches, **fields):
-  monkeypatch.setattr(losses.pipeline, "eval_pairs", lambda *a, **k: iter(batches))
+  monkeypatch.setattr(losses.evaluation, "eval_pairs", lambda *a, **k: iter(batches))
   made = losses.Evaluator(**fields)
   made.setup(
     pretrainer=module, source=None, tokenizer=None, pp="", mesh=None, batch_size=4

@@ -49,10 +49,10 @@ def test_scores_of_the_official_evaluation(monkeypatch):
     image_id=data["text_to_image"],
     caption=[""] * 15,
   )
-  pipeline = retrieval.pipeline
+  read = retrieval.evaluation
   for name, batch in (("eval_images", images), ("eval_texts", texts)):
     batch |= {"valid": np.ones(len(batch["image_id"]), bool)}
-    monkeypatch.setattr(pipeline, name, lambda *a, batch=batch, **k: [batch])
+    monkeypatch.setattr(read, name, lambda *a, batch=batch, **k: [batch])
   made = retrieval.Evaluator(rerank=3, pairs=8)
   made.setup(
     pretrainer=pretrainer_lib.Pretrainer(model, objectives, dict(itm=1.0)),

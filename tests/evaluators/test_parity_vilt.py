@@ -28,9 +28,9 @@ def test_scores_of_all_pairs(monkeypatch):
     caption=[""] * count * (1 + others),
     valid=np.ones(count * (1 + others), bool),
   )
-  pipeline = retrieval.pipeline
-  monkeypatch.setattr(pipeline, "eval_images", lambda *a, sizes, **k: [images])
-  monkeypatch.setattr(pipeline, "eval_texts", lambda *a, **k: [texts])
+  read = retrieval.evaluation
+  monkeypatch.setattr(read, "eval_images", lambda *a, sizes, **k: [images])
+  monkeypatch.setattr(read, "eval_texts", lambda *a, **k: [texts])
   objective = vilt_test.TASKS["vilt_irtr"]
   made = retrieval.Evaluator(all_pairs=True, objective="text_rank", pairs=8)
   made.setup(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlp_jax.data import pipeline
+from vlp_jax.data import evaluation
 from vlp_jax.evaluators import placement
 from vlp_jax.evaluators import predictions
 from vlp_jax.ops import caption_scores
@@ -99,8 +99,8 @@ class Evaluator:
 
     self._place, self._write = place, place.jit(write)
     self._tokenizer, self._file, self._begin = tokenizer, file, begin
-    self._images = lambda: pipeline.eval_images(source, pp, batch_size=batch_size)
-    self._texts = lambda: pipeline.eval_texts(
+    self._images = lambda: evaluation.eval_images(source, pp, batch_size=batch_size)
+    self._texts = lambda: evaluation.eval_texts(
       source, pp, tokenizer, batch_size=batch_size
     )
     self._source = source

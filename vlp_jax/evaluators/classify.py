@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from vlp_jax.data import columns as columns_lib
-from vlp_jax.data import pipeline
+from vlp_jax.data import evaluation
 from vlp_jax.data import pp as pp_lib
 from vlp_jax.evaluators import placement
 
@@ -68,7 +68,7 @@ class Evaluator:
     more = {"sizes": True} if sized else {}
 
     def batches():
-      found = pipeline.eval_pairs(
+      found = evaluation.eval_pairs(
         source, pp, tokenizer, batch_size=batch_size, columns=columns, **more
       )
       for batch in found:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vlp_jax.data import pipeline
+from vlp_jax.data import evaluation
 from vlp_jax.evaluators import pairs
 from vlp_jax.evaluators import placement
 
@@ -49,7 +49,7 @@ class Evaluator:
       )
 
     def batches():
-      return pipeline.eval_pairs(source, pp, tokenizer, batch_size=batch_size)
+      return evaluation.eval_pairs(source, pp, tokenizer, batch_size=batch_size)
 
     self._batches = batches
     self._batch_size = batch_size

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from vlp_jax.data import columns as columns_lib
-from vlp_jax.data import pipeline
+from vlp_jax.data import evaluation
 from vlp_jax.evaluators import placement
 
 STREAMS = ("dropout", "mask", "sample")
@@ -59,7 +59,7 @@ class Evaluator:
 
     def batches():
       full = 0
-      for batch in pipeline.eval_pairs(
+      for batch in evaluation.eval_pairs(
         source, pp, tokenizer, batch_size=batch_size, columns=columns
       ):
         if batch["valid"].all():

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlp_jax.data import pipeline
+from vlp_jax.data import evaluation
 from vlp_jax.evaluators import pairs
 from vlp_jax.evaluators import placement
 from vlp_jax.ops import words as words_lib
@@ -66,7 +66,7 @@ class Evaluator:
     if not 0.0 < self.rate <= 1.0:
       raise ValueError(f"evals (mlm): rate={self.rate}: want more than 0, at most 1.")
     self._source, self._tokenizer = source, tokenizer
-    self._batches = lambda: pipeline.eval_pairs(
+    self._batches = lambda: evaluation.eval_pairs(
       source, pp, tokenizer, batch_size=batch_size
     )
     columns = ("example_index", "text", "text_mask")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from vlp_jax.data import pipeline
+from vlp_jax.data import evaluation
 from vlp_jax.data import pp as pp_lib
 from vlp_jax.evaluators import pairs
 from vlp_jax.evaluators import placement
@@ -97,10 +97,10 @@ class Evaluator:
     self.last = None
     sized = pp_lib.leaves_sizes(pp)
     more = {"sizes": True} if sized else {}
-    self._images = lambda: pipeline.eval_images(
+    self._images = lambda: evaluation.eval_images(
       source, pp, batch_size=batch_size, **more
     )
-    self._texts = lambda: pipeline.eval_texts(
+    self._texts = lambda: evaluation.eval_texts(
       source, pp, tokenizer, batch_size=batch_size
     )
     # Tokens leave the device only for those who fuse them.

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from vlp_jax.data import columns as columns_lib
-from vlp_jax.data import pipeline
+from vlp_jax.data import evaluation
 from vlp_jax.data import pp as pp_lib
 from vlp_jax.evaluators import placement
 from vlp_jax.evaluators import predictions
@@ -92,7 +92,7 @@ class Evaluator:
 
     def batches():
       more = {"sizes": True} if sized else {}
-      for batch in pipeline.eval_pairs(
+      for batch in evaluation.eval_pairs(
         source, pp, tokenizer, batch_size=batch_size, **more
       ):
         at = batch["example_index"][batch["valid"]]

@@ -36,8 +36,8 @@ def keeping_input(forward: Pointwise) -> Pointwise:
 
 
 # Hendrycks & Gimpel 2016, https://arxiv.org/abs/1606.08415: x times the normal
-# distribution's cumulative function; `tanh` is their approximation. By erf, as torch has
-# it: erfc, which jax.nn.gelu takes, is three times the work.
+# distribution's cumulative function; `tanh` is their approximation. By erf, as torch
+# has it: erfc, which jax.nn.gelu takes, is three times the work.
 gelu = keeping_input(lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5))))
 gelu_tanh = keeping_input(lambda x: jax.nn.gelu(x, approximate=True))
 # OpenAI CLIP, model.py QuickGELU.
