@@ -21,7 +21,8 @@ PAIRS = "pairs"
 class Encoded:
   """What all objectives share of a batch: made once, with gradient.
 
-  image, text: Tokens of the two encoders. words: the text's Tokens that `fuse` takes
+  image, text: Tokens of the two encoders, the image with its keys for the fusion
+  (`VLM.remember`). words: the text's Tokens that `fuse` takes
   (`VLM.words`). zimg, ztxt: float32 [B, E], unit norm; None
   where the model has no contrastive space. All of an image, or of a text, are None
   where the batch has none.
@@ -242,6 +243,7 @@ def encode(
     words = ask(model, "words", batch["text"], batch["text_mask"], text)
   if image is not None:
     zimg = ask(model, "embed_image", image)
+    image = ask(model, "remember", image)
   if text is not None:
     ztxt = ask(model, "embed_text", text)
   return Encoded(image, text, words, zimg, ztxt, step)

@@ -3,6 +3,8 @@
 import flax.struct
 import jax
 
+from vlp_jax.nn import attention as attention_lib
+
 
 @flax.struct.dataclass
 class Tokens:
@@ -12,12 +14,15 @@ class Tokens:
   nothing, it is made of the tokens.
   raw [B, L, D]: the tokens before the encoder's last norm, where it keeps them (FLAVA's
   fusion reads them); None: it does not.
+  keys: keys and values [B, L, K, N, H] for all K layers of a fusion that attends to the
+  tokens (its `remember`); None: each layer makes its own.
   """
 
   x: jax.Array
   mask: jax.Array | None = None
   pooled: jax.Array | None = None
   raw: jax.Array | None = None
+  keys: attention_lib.KeyValue | None = None
 
 
 @flax.struct.dataclass

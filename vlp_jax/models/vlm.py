@@ -237,6 +237,16 @@ class VLM(nn.Module):
     which = {} if image_type is None else {"image_type": image_type}
     return self.fusion(image, text, attention=attention, train=train, **which)
 
+  def remember(self, image: tokens_lib.Tokens) -> tokens_lib.Tokens:
+    """The image for `fuse`, several times: with what its layers can share, if they do.
+
+    Such an image may be fused with several times as many texts, text i with the image
+    i % B.
+    """
+    if not hasattr(self.fusion, "remember"):
+      return image
+    return self.fusion.remember(image)
+
   def pool_pair(self, fused: tokens_lib.Tokens | tokens_lib.Fused) -> jax.Array:
     """[B, C]: one vector of each fused pair, the fusion's or its first token."""
     return fused.pooled if isinstance(fused, tokens_lib.Fused) else fused.x[:, 0]

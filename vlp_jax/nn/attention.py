@@ -19,7 +19,10 @@ Backend = Literal["auto", "einsum", "xla", "cudnn"]
 
 @flax.struct.dataclass
 class KeyValue:
-  """Keys and values [B, S, N, H] made elsewhere, for layers that share them."""
+  """Keys and values [B, S, N, H] made elsewhere, for what shares them.
+
+  The queries may have several times as many rows: row i asks those of row i % B.
+  """
 
   key: jax.Array
   value: jax.Array
@@ -145,7 +148,12 @@ class Attention(nn.Module):
       mask = mask.seen(x.shape[1])
     else:
       key, value = keys_and_values()
+    rows, times = key.shape[0], query.shape[0] // key.shape[0]
+    if times > 1:
+      query = _beside(query, rows)
     mixed = attend(self, query, key, value, mask, train)
+    if times > 1:
+      mixed = _below(mixed, times)
     out = linear.Linear(
       "BLNH,NHD->BLD",
       (*heads, self.out_width or width),
@@ -173,6 +181,18 @@ class Attention(nn.Module):
       self.put_variable("written", name, kept)
       out.append(kept)
     return out
+
+
+def _beside(x, rows):
+  """[T B, L, N, H] -> [B, T L, N, H]: what asks the same keys becomes one text."""
+  x = x.reshape(-1, rows, *x.shape[1:]).swapaxes(0, 1)
+  return x.reshape(rows, -1, *x.shape[3:])
+
+
+def _below(x, times):
+  """[B, T L, N, H] -> [T B, L, N, H], as it was."""
+  x = x.reshape(x.shape[0], times, -1, *x.shape[2:]).swapaxes(0, 1)
+  return x.reshape(-1, *x.shape[2:])
 
 
 def attend(

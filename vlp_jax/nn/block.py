@@ -8,6 +8,7 @@ import functools
 from typing import Any, Literal
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -68,6 +69,19 @@ class Mlp(nn.Module):
     )(x)
 
 
+@flax.struct.dataclass
+class Own:
+  """What a layer of a stack is given for itself alone.
+
+  drop_path float32 []: chance of dropping its branches; None: off.
+  memory: keys and values of the memory, where they were made for all layers at once
+  (`remember`); None: the layer makes its own.
+  """
+
+  drop_path: jax.Array | None = None
+  memory: attention_lib.KeyValue | None = None
+
+
 class Block(nn.Module):
   """Self-attention, cross-attention where there is a memory, and an MLP.
 
@@ -96,11 +110,12 @@ class Block(nn.Module):
   dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x, drop_path, mask, memory, memory_mask, train):
-    """x [B, L, D], drop_path f32 [], mask bool [B, 1, 1|L, L], None or Writing,
+  def __call__(self, x, own, mask, memory, memory_mask, train):
+    """x [B, L, D], own Own, mask bool [B, 1, 1|L, L], None or Writing,
     memory [B, S, D'] or None, memory_mask bool [B, 1, 1, S] or None."""
-    branch = functools.partial(residual, self, drop_path=drop_path, train=train)
+    branch = functools.partial(residual, self, drop_path=own.drop_path, train=train)
     attend = functools.partial(attention, self, train=train)
+    memory = memory if own.memory is None else own.memory
     x = branch(x, "norm_attn", attend("attn", None, mask))
     if memory is not None:
       if self.mlp_before:
@@ -204,7 +219,7 @@ def stack(module: nn.Module, layer: type[nn.Module] = Block) -> nn.Module:
     block,
     variable_axes=dict.fromkeys(LAYERED, 0),
     split_rngs={"params": True, "dropout": True},
-    in_axes=(0 if module.drop_path else nn.broadcast,) + 4 * (nn.broadcast,),
+    in_axes=(0,) + 4 * (nn.broadcast,),
     length=module.depth,
     unroll=min(module.unroll, module.depth),
     metadata_params={nn.PARTITION_NAME: "layers"},
@@ -219,19 +234,44 @@ def run(
   memory: Any = None,
   memory_mask: Any = None,
   *,
+  keys: attention_lib.KeyValue | None = None,
   train: bool = False,
 ) -> jax.Array:
   """Runs `module.blocks`, made by `stack`, over x [B, L, D].
 
   memory [B, S, D'] and its mask are as the layer wants them: one, or a tree of arrays.
+  keys: those of the memory for all layers, as `remember` makes them.
   """
   rates = None
   if module.drop_path:
     rates = jnp.linspace(0.0, module.drop_path, module.depth)
   x = x.astype(module.dtype)
   memory = jax.tree.map(lambda m: m.astype(module.dtype), memory)
-  x, _ = module.blocks(x, rates, mask, memory, memory_mask, train)
+  own = Own(rates, jax.tree.map(lambda a: jnp.moveaxis(a, 2, 0), keys))
+  x, _ = module.blocks(x, own, mask, memory, memory_mask, train)
   return axes.row_major(x)
+
+
+def remember(module: nn.Module, memory: jax.Array) -> attention_lib.KeyValue | None:
+  """Keys and values [B, S, K, N, H] of a memory [B, S, D'] for all K layers at once.
+
+  For a stack whose layers attend to it by "cross", without a norm of their own on it:
+  what is fused with it several times, then asks for them once. None while parameters
+  are made, and where nothing is fused, so that there are none.
+  """
+  made = module.blocks.variables.get("params")
+  if module.is_initializing() or made is None:
+    return None
+  params = nn.unbox(made["cross"])
+
+  def project(name):
+    kernel = params[name]["kernel"].astype(module.dtype)
+    made = jnp.einsum("BSD,KDNH->BSKNH", memory.astype(module.dtype), kernel)
+    if "bias" in params[name]:
+      made = made + params[name]["bias"].astype(module.dtype)
+    return axes.constrain(made, "batch", "length", None, "act_heads", None)
+
+  return attention_lib.KeyValue(project("key"), project("value"))
 
 
 def common_fields(module: nn.Module, cls: type) -> dict[str, Any]:

@@ -160,8 +160,8 @@ class Layer(nn.Module):
   dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x, drop_path, mask, memory, memory_mask, train):
-    """x Streams, drop_path f32 [], mask bool [B, 1, 1, S] or None; no memory."""
+  def __call__(self, x, own, mask, memory, memory_mask, train):
+    """x Streams, own block.Own, mask bool [B, 1, 1, S] or None; no memory."""
     del memory, memory_mask
     given = tuple(x)
     if self.is_initializing():
@@ -183,7 +183,7 @@ class Layer(nn.Module):
     )
     norms = each(self.separate, "norm_attn", norm)
     y = attend({n: norms[n](v) for n, v in x.items()}, mask, train=train)
-    x = self._add(x, y, "scale_attn", drop_path, train)
+    x = self._add(x, y, "scale_attn", own.drop_path, train)
     fields = (self.act, self.subln, self.norm_eps, self.init_std, self.dtype)
     expert = functools.partial(Expert, self.mlp_dim, *fields)
     norms, experts = each(True, "norm_mlp", norm), each(True, "mlp", expert)
@@ -191,7 +191,7 @@ class Layer(nn.Module):
     if self.pair_expert and len(x) == 2:
       pair_norm, pair_mlp = norm(name="norm_mlp_pair"), expert(name="mlp_pair")
       y = {n: pair_mlp(pair_norm(v)) for n, v in x.items()}
-    x = self._add(x, y, "scale_mlp", drop_path, train)
+    x = self._add(x, y, "scale_mlp", own.drop_path, train)
     x = {
       name: axes.constrain(x[name], "batch", "length", "act_embed") for name in given
     }

@@ -8,7 +8,7 @@ compute_itm_wpa), which is once through the fusion and not thrice.
 Shape letters: B batch, L length, S image tokens, D width, C = 2 classes.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -105,7 +105,7 @@ class Objective(nn.Module):
     start = rows - rows % (self.group or rows.shape[0])
     image = start + drawn["image"]
     if self.layout == "half":
-      images = _take(enc.image, image)
+      images = take_images(enc.image, image)
       labels, found = drawn["label"], drawn["found"]
       return self.match(model, images, enc.words, labels, found, train=train)
     text, found = start + drawn["text"], drawn["found"]
@@ -141,15 +141,19 @@ class Objective(nn.Module):
 
   def loss(self, model, enc, image_of_text, text_of_image, found, *, train):
     """Cross-entropy over B positives and 2 B negatives, fused in one pass."""
-    images, texts = self.pairs(enc, image_of_text, text_of_image)
+    fused = self.triples(model, enc, image_of_text, text_of_image, train=train)
     batch = found.shape[0]
     labels = jnp.concatenate([jnp.ones(batch), jnp.zeros(2 * batch)]).astype(jnp.int32)
     weight = jnp.concatenate([jnp.ones_like(found), found, found])
-    return self.match(model, images, texts, labels, weight, train=train)
+    return self.count(model, fused, labels, weight)
 
   def match(self, model, images, texts, labels, weight, *, train):
     """Loss and metrics of pairs of Tokens, labels int32 [B], counted by weight [B]."""
     fused = model.fuse(images, texts, train=train)
+    return self.count(model, fused, labels, weight)
+
+  def count(self, model, fused, labels, weight):
+    """Loss and metrics of what `model.fuse` made of pairs."""
     logits = self.classify(model, fused)
     logp = jax.nn.log_softmax(logits, axis=1)
     losses = -jnp.take_along_axis(logp, labels[:, None], axis=1)[:, 0]
@@ -164,9 +168,24 @@ class Objective(nn.Module):
       metrics["wpa"] = reduce.Mean.of(signed, weight)
     return reduce.Mean.of(losses, weight), metrics
 
-  def pairs(self, enc, image_of_text, text_of_image):
-    """Tokens of 3 B images and texts: pairs, texts' negatives, images' negatives."""
+  def triples(self, model, enc, image_of_text, text_of_image, *, train):
+    """3 B fused pairs: the batch's, texts with negatives, images with negatives."""
     image, text = enc.image, enc.words
+    if image.keys is None:
+      pairs = self.pairs(enc, image_of_text, text_of_image)
+      return model.fuse(*pairs, train=train)
+    # An image is asked by both of its texts, and not copied.
+    texts = _stack(text, _take(text, text_of_image))
+    own = model.fuse(image, texts, train=train)
+    others = model.fuse(take_images(image, image_of_text), text, train=train)
+    batch = image.x.shape[0]
+    first = jax.tree.map(lambda x: x[:batch], own)
+    last = jax.tree.map(lambda x: x[batch:], own)
+    return _stack(first, others, last)
+
+  def pairs(self, enc, image_of_text, text_of_image):
+    """Tokens of the 3 B images and texts of `triples`."""
+    image, text = enc.image.replace(keys=None), enc.words
     images = _stack(image, _take(image, image_of_text), image)
     return images, _stack(text, text, _take(text, text_of_image))
 
@@ -181,6 +200,14 @@ class Objective(nn.Module):
   def score(self, model, image, text):
     """float32 [B]: the logit of "match", by which ALBEF's evaluation ranks."""
     return self.logits(model, image, text)[:, 1]
+
+
+def take_images(image: Any, rows: jax.Array) -> Any:
+  """Those rows of the image Tokens, without keys.
+
+  From device to device, keys for all layers would be more to send than to make.
+  """
+  return _take(image.replace(keys=None), rows)
 
 
 def _take(tokens, rows):

@@ -39,15 +39,15 @@ class Pair(nn.Module):
   dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x, drop_path, mask, memory, memory_mask, train):
+  def __call__(self, x, own, mask, memory, memory_mask, train):
     text, image = x
     seen, keys = mask
     fields = block.common_fields(self, block.Block)
     new_text, _ = block.Block(**fields, name="text")(
-      text, drop_path, seen, image, memory_mask, train
+      text, own, seen, image, memory_mask, train
     )
     new_image, _ = block.Block(**fields, name="image")(
-      image, drop_path, memory_mask, text, keys, train
+      image, own, memory_mask, text, keys, train
     )
     return (new_text, new_image), None
 
@@ -128,7 +128,8 @@ class Fusion(nn.Module):
     rates = None
     if self.drop_path:
       rates = jnp.linspace(0.0, self.drop_path, self.depth)
-    (x, y), _ = self.blocks((x, y), rates, (seen, keys), None, patches, train)
+    own = block.Own(rates)
+    (x, y), _ = self.blocks((x, y), own, (seen, keys), None, patches, train)
     if self.norm == "pre":
       x, y = self.text_norm(x), self.image_norm(y)
     pooled = jnp.concatenate([self.text_pool(x), self.image_pool(y)], axis=-1)

@@ -52,6 +52,12 @@ class Fusion(nn.Module):
     if self.norm == "pre":
       self.last_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm")
 
+  def remember(self, image: tokens_lib.Tokens) -> tokens_lib.Tokens:
+    """With the keys and values that all layers ask for: to be fused several times."""
+    if self.norm_memory:
+      return image  # Of which each layer has another.
+    return image.replace(keys=block.remember(self, image.x))
+
   def __call__(
     self,
     image: tokens_lib.Tokens,
@@ -64,6 +70,7 @@ class Fusion(nn.Module):
     if not isinstance(attention, mask_lib.Writing):
       seen = mask_lib.attention(text.mask, attention)
     patches = mask_lib.attention(image.mask, "bidirectional")
-    x = block.run(self, text.x, seen, image.x, patches, train=train)
+    given = (seen, image.x, patches)
+    x = block.run(self, text.x, *given, keys=image.keys, train=train)
     x = self.last_norm(x) if self.norm == "pre" else x
     return tokens_lib.Tokens(x, text.mask)

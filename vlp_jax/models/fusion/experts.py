@@ -58,7 +58,7 @@ class Stack(nn.Module):
     rates = None
     if self.drop_path:
       rates = jnp.linspace(self.first_drop, self.drop_path, self.depth)
-    return self.blocks(x, rates, seen, None, None, train)[0]
+    return self.blocks(x, block.Own(rates), seen, None, None, train)[0]
 
 
 class Fusion(nn.Module):

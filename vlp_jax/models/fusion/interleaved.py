@@ -10,7 +10,6 @@ Shape letters: B batch, L text length, S image tokens, D width.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from vlp_jax.models import tokens as tokens_lib
@@ -49,11 +48,11 @@ class Layer(nn.Module):
   bias: bool = True
 
   @nn.compact
-  def __call__(self, x, drop_path, mask, memory, memory_mask, train):
+  def __call__(self, x, own, mask, memory, memory_mask, train):
     ((direction, mask),) = mask.items()
 
     def branch(x, norm, layer):
-      return block.residual(self, x, norm, layer, drop_path=drop_path, train=train)
+      return block.residual(self, x, norm, layer, drop_path=own.drop_path, train=train)
 
     def attend(name, memory, mask):
       return block.attention(self, name, memory, mask, train=train)
@@ -68,6 +67,7 @@ class Layer(nn.Module):
       if memory is None:
         memory = jnp.zeros((x.shape[0], 1, self.image_width), x.dtype)
     x = y
+    memory = memory if own.memory is None else own.memory
     if memory is not None:
       seen = block.mask_of_memory(memory_mask, mask)
       x = branch(x, "norm_cross", attend("cross", memory, seen))
@@ -123,6 +123,10 @@ class Fusion(nn.Module):
     if self.norm == "pre":
       self.last_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm")
 
+  def remember(self, image: tokens_lib.Tokens) -> tokens_lib.Tokens:
+    """With the keys and values that all layers ask for: to be fused several times."""
+    return image.replace(keys=block.remember(self, image.x))
+
   def __call__(
     self,
     image: tokens_lib.Tokens | None,
@@ -140,10 +144,11 @@ class Fusion(nn.Module):
         f" model.fusion.reads={self.reads}: add it there."
       )
     seen = attention if writing else mask_lib.attention(text.mask, attention)
-    memory: jax.Array | None = None
-    patches = None
+    memory = patches = keys = None
     if image is not None:
-      memory, patches = image.x, mask_lib.attention(image.mask, "bidirectional")
-    x = block.run(self, text.x, {direction: seen}, memory, patches, train=train)
+      memory, keys = image.x, image.keys
+      patches = mask_lib.attention(image.mask, "bidirectional")
+    mask = {direction: seen}
+    x = block.run(self, text.x, mask, memory, patches, keys=keys, train=train)
     x = self.last_norm(x) if self.norm == "pre" else x
     return tokens_lib.Tokens(x, text.mask)

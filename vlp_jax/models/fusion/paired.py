@@ -33,7 +33,7 @@ class Pair(nn.Module):
   dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x, drop_path, mask, memory, memory_mask, train):
+  def __call__(self, x, own, mask, memory, memory_mask, train):
     """memory: two of [B, S, D']; memory_mask: two of bool [B, 1, 1, S] or None."""
     heads = (self.num_heads, x.shape[-1] // self.num_heads)
     key, value = (
@@ -50,7 +50,7 @@ class Pair(nn.Module):
     fields = block.common_fields(self, block.Block)
     for name, image, seen in zip(("first", "second"), memory, memory_mask, strict=True):
       shared = attention_lib.KeyValue(key(image), value(image))
-      x, _ = block.Block(**fields, name=name)(x, drop_path, mask, shared, seen, train)
+      x, _ = block.Block(**fields, name=name)(x, own, mask, shared, seen, train)
     return x, None
 
 

@@ -44,9 +44,9 @@ class Layer(nn.Module):
   bias: bool = True
 
   @nn.compact
-  def __call__(self, x, drop_path, mask, memory, memory_mask, train):
+  def __call__(self, x, own, mask, memory, memory_mask, train):
     def branch(x, norm, layer):
-      return block.residual(self, x, norm, layer, drop_path=drop_path, train=train)
+      return block.residual(self, x, norm, layer, drop_path=own.drop_path, train=train)
 
     def look(y):
       seen = memory_mask or (None, None)
