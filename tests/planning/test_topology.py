@@ -79,3 +79,24 @@ def test_chips_are_whole():
 def test_every_baseline_has_a_slice():
   for name, card, _ in card_lib.baselines(card_lib.folder()):
     assert topology_lib.parse(card.slice).platform != "cpu", name
+
+
+@pytest.mark.parametrize(
+  ("kind", "name"),
+  [
+    # As jax said on such a machine.
+    ("NVIDIA H200", "h200"),
+    ("NVIDIA H100 80GB HBM3", "h100"),
+    ("NVIDIA H100 PCIe", None),
+    ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+    ("TPU v5 lite", "v5e"),
+    ("TPU v5", "v5p"),
+    ("cpu", None),
+  ],
+)
+def test_what_jax_calls_a_chip(kind, name):
+  assert hardware.called(kind) == name
+
+
+def test_every_chip_has_a_name_of_jax():
+  assert set(hardware.NAMES.values()) == set(hardware.CHIPS)

@@ -5,36 +5,32 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-# Dense multiply-add FLOP/s by jax's name of the device: (bfloat16, float32). float32 is
-# what a step gets with jax's default precision: TF32 on NVIDIA, bfloat16 passes on TPU.
-# NVIDIA: data sheets of H100, H200 (SXM: 989 and 495 without sparsity; PCIe: 756, 378),
-# A100 (312, 156), A10G, L4, V100 (float16 on its tensor cores; float32 without them).
-# TPU: Google Cloud's pages of each generation, per chip.
-TABLE = {
+from vlp_jax.planning import hardware
+
+# Dense multiply-add FLOP/s of what `planning/hardware.py` does not plan for, by how
+# jax's name of the device begins: (bfloat16, float32). float32 is what a step gets with
+# jax's default precision, TF32. NVIDIA's data sheets; V100: float16 on its tensor
+# cores, float32 without them.
+OTHERS = {
   "NVIDIA H100 PCIe": (756e12, 378e12),
   "NVIDIA H100 NVL": (835e12, 418e12),
-  "NVIDIA H100": (989e12, 495e12),
-  "NVIDIA H200": (989e12, 495e12),
   "NVIDIA B200": (2250e12, 1125e12),
-  "NVIDIA A100": (312e12, 156e12),
   "NVIDIA L4": (121e12, 60e12),
   "Tesla V100": (125e12, 15.7e12),
-  "TPU v6 lite": (918e12, 918e12),
-  "TPU v5 lite": (197e12, 197e12),
-  "TPU v5p": (459e12, 459e12),
-  "TPU v5": (459e12, 459e12),
-  "TPU v4": (275e12, 275e12),
 }
 SIDE = 2048  # of the square matrices that the CPU multiplies
 
 
 def published(kind: str, dtype: str) -> float | None:
-  """FLOP/s of a device by its `device_kind`; None: it is not in the table."""
-  for name in sorted(TABLE, key=len, reverse=True):
-    if kind.lower().startswith(name.lower()):
-      half, full = TABLE[name]
+  """FLOP/s of a device by its `device_kind`; None: it is in neither table."""
+  for name, (half, full) in OTHERS.items():
+    if kind.startswith(name):
       return half if dtype == "bfloat16" else full
-  return None
+  planned = hardware.called(kind)
+  if planned is None:
+    return None
+  rates = hardware.CHIPS[planned].flops
+  return rates["half"] if dtype == "bfloat16" else rates["single"]
 
 
 def matmul(dtype: str) -> tuple[Callable[[], None], float]:

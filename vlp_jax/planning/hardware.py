@@ -121,6 +121,18 @@ _NVLINK3, _NVLINK4 = 300 * GB, 450 * GB
 # DGX A100: eight adapters of 200 Gb/s a node; DGX H100 and H200: eight of 400 Gb/s.
 _HDR, _NDR = 8 * 25 * GB, 8 * 50 * GB
 
+# How jax's names of devices (`device_kind`) begin.
+NAMES = {
+  "NVIDIA A100-SXM4-40GB": "a100-40gb",
+  "NVIDIA A100-SXM4-80GB": "a100",
+  "NVIDIA H100 80GB": "h100",
+  "NVIDIA H200": "h200",
+  "TPU v4": "v4",
+  "TPU v5 lite": "v5e",
+  "TPU v5": "v5p",
+  "TPU v6 lite": "v6e",
+}
+
 # Memory and its bandwidth of GPUs: the target files of openxla/xla (see `Gpu`).
 # TPUs: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, "key specifications"; a link's rate
 # is the chip's bidirectional ICI bandwidth, halved. What the compiler keeps back of the
@@ -168,3 +180,11 @@ CHIPS = {
     _NDR,
   ),
 }
+
+
+def called(device_kind: str) -> str | None:
+  """The name in `CHIPS` of what jax calls so; None: it is not there."""
+  for name in sorted(NAMES, key=len, reverse=True):
+    if device_kind.startswith(name):
+      return NAMES[name]
+  return None

@@ -45,18 +45,17 @@ def here() -> tuple[str, list[jax.Device]]:
   kind, count = devices[0].device_kind, len(devices)
   if devices[0].platform == "cpu":
     return f"cpu:{count}", devices
-  for name, chip in hardware.CHIPS.items():
-    if chip.gpu is not None and chip.gpu.name == kind:
-      return f"{name}:{count}", devices
-  kinds = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
-  if kind in kinds:
-    spans = [max(axis) + 1 for axis in zip(*(d.coords for d in devices), strict=True)]
-    axes = 2 if kinds[kind] in ("v5e", "v6e") else 3
-    return f"{kinds[kind]}:{'x'.join(map(str, sorted(spans[:axes])))}", devices
-  raise ValueError(
-    f"plan: --measure: {kind!r} has no line in vlp_jax/planning/hardware.py: add its"
-    " peaks there."
-  )
+  name = hardware.called(kind)
+  if name is None:
+    raise ValueError(
+      f"plan: --measure: {kind!r} has no line in vlp_jax/planning/hardware.py: add its"
+      " peaks there."
+    )
+  if hardware.CHIPS[name].gpu is not None:
+    return f"{name}:{count}", devices
+  spans = [max(axis) + 1 for axis in zip(*(d.coords for d in devices), strict=True)]
+  axes = 2 if name in ("v5e", "v6e") else 3
+  return f"{name}:{'x'.join(map(str, sorted(spans[:axes])))}", devices
 
 
 def random_batch(job: build.Job, seed: int = 0) -> dict[str, jax.Array]:
