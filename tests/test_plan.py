@@ -61,7 +61,7 @@ def planned():
 
 def test_memory_by_kind_is_that_of_the_trees(planned):
   plan, job = planned
-  state = job.abstract_state()
+  state = job.abstract_state
   shards = {
     "parameters": state.params,
     "optimizer": (state.opt_state, state.step),

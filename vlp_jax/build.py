@@ -275,6 +275,7 @@ class Job:
   def has_teacher(self) -> bool:
     return self.config.ema_decay is not None
 
+  @functools.cached_property
   def abstract_state(self) -> step_lib.TrainState:
     """Shapes and places of the train state: no memory, no computation."""
     return step_lib.abstract_state(
@@ -307,7 +308,7 @@ def stepping(job: Job) -> stepping_lib.Whole | stepping_lib.Streamed:
   how = dict(
     seed=job.config.seed, ema_decay=job.config.ema_decay, schedule=job.schedule
   )
-  where = (job.abstract_state(), job.batch, job.mesh)
+  where = (job.abstract_state, job.batch, job.mesh)
   judged = functools.partial(guard_lib.guarded, guard=job.guard, schedule=job.schedule)
   if job.config.accumulate == 1:
     return stepping_lib.Whole(judged(step_lib.make_train_step(*given, **how)), *where)
@@ -362,7 +363,7 @@ def _check_accumulates(job):
       f" ({', '.join(job.pretrainer.shares)}) are drawn for a whole batch: set"
       " accumulate=1."
     )
-  if job.abstract_state().memory.get("model"):
+  if job.abstract_state.memory.get("model"):
     raise ValueError(
       f"config: accumulate={job.config.accumulate}: model.image keeps statistics of the"
       " whole batch (batch norm): set accumulate=1."

@@ -55,7 +55,7 @@ def train(given: ml_collections.ConfigDict, workdir: epath.PathLike) -> int:
 def _train(job, stop, *, first, start_time):
   # --- What is to be run ---------------------------------------------------------
   config, workdir = job.config, job.workdir
-  abstract = job.abstract_state()
+  abstract = job.abstract_state
   evaluators = build.evaluators(job)
   steps = job.time.steps
   log_every, save_every = steps(config.log.every), steps(config.checkpoint.every)
@@ -209,7 +209,7 @@ def evaluate(
     step = checkpoints.best_step()
     if step is None:
       raise ValueError("--best: no checkpoint has the metric config.checkpoint.best.")
-  state, _ = checkpoints.restore(job.abstract_state(), step)
+  state, _ = checkpoints.restore(job.abstract_state, step)
   with sharding.use(job.mesh, job.sharding):
     results = {name: each(state.variables()) for name, each in evaluators.items()}
     if first:
@@ -257,6 +257,7 @@ def _fresh(job, abstract):
     ema=job.has_teacher,
     mesh=job.mesh,
     sharding=job.sharding,
+    where=abstract,
   )
   if loaded is None:
     return state

@@ -66,6 +66,7 @@ class Program:
       ema=self.config.ema_decay is not None,
       mesh=self.mesh,
       sharding=self.sharding,
+      where=self.abstract_state,
     )
 
   def step(self) -> Any:

@@ -35,7 +35,7 @@ def of_step(job: build.Job, vocab: Any) -> float:
     ema_decay=config.ema_decay,
     schedule=job.schedule,
   )
-  state = job.abstract_state()
+  state = job.abstract_state
   with sharding_lib.use(job.mesh, job.sharding):
     return count(step, state, dict(job.batch))
 

@@ -80,7 +80,7 @@ def plan(
     mesh=dict(job.mesh.shape),
     batch_size=config.batch_size,
     steps=job.time.total,
-    parameters=tree.size(job.abstract_state().params),
+    parameters=tree.size(job.abstract_state.params),
     note=note,
     memory=memory,
     needed=needed,
@@ -105,7 +105,7 @@ def plan(
 
 def resident(job: build.Job) -> dict[str, float]:
   """Bytes of a device that the train state takes, by kind."""
-  state = job.abstract_state()
+  state = job.abstract_state
   return {
     "parameters": compiled_lib.held(state.params),
     "optimizer": compiled_lib.held((state.opt_state, state.step)),

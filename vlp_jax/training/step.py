@@ -109,9 +109,14 @@ def init_state(
   ema: bool,
   mesh: jax.sharding.Mesh,
   sharding: sharding_lib.Sharding,
+  where: TrainState | None = None,
 ) -> TrainState:
-  """A fresh state, made where it is to live: never whole on one device."""
-  where = abstract_state(pretrainer, tx, batch, ema=ema, mesh=mesh, sharding=sharding)
+  """A fresh state, made where it is to live: never whole on one device.
+
+  where: its shapes and shardings, if known; None: as `abstract_state` has them.
+  """
+  if where is None:
+    where = abstract_state(pretrainer, tx, batch, ema=ema, mesh=mesh, sharding=sharding)
   init = make_init(pretrainer, tx, ema=ema)
 
   def make():
