@@ -73,7 +73,7 @@ def optimised():
   Without it jax 0.12 sums in an order that costs the query of the attention pool, whose
   gradient nearly cancels, 2e-5 of its largest number.
   """
-  before = jax.config.jax_disable_most_optimizations
+  before = jax.config.values["jax_disable_most_optimizations"]
   jax.config.update("jax_disable_most_optimizations", False)
   yield
   jax.config.update("jax_disable_most_optimizations", before)
