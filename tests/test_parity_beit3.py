@@ -23,6 +23,7 @@ from vlp_jax.models import text
 from vlp_jax.models import vit
 from vlp_jax.models import vlm
 from vlp_jax.models.fusion import experts
+from vlp_jax.nn import block
 from vlp_jax.nn import multiway
 from vlp_jax.objectives import mdm
 from vlp_jax.ops import distance
@@ -215,10 +216,10 @@ def test_layer(kind):
   draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
   x = {"image": draw(2, 5, 8), "text": draw(2, 4, 8)}
   mask = np.array([[1, 1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 0, 0]], bool)
-  call = lambda p, x, m: layer.apply(p, x, None, m, None, None, False)[0]
+  call = lambda p, x, m: layer.apply(p, x, block.Own(), m, None, None, False)[0]
   # Made from the image alone, it has all experts.
   image = {"image": x["image"]}
-  make = lambda key, x: layer.init(key, x, None, None, None, None, False)
+  make = lambda key, x: layer.init(key, x, block.Own(), None, None, None, False)
   shapes = jax.eval_shape(make, jax.random.key(0), image)
   params = jax.tree.map(lambda s: draw(*s.shape) * 0.5, nn.unbox(shapes))
   options = {k: v for k, v in fields.items() if k != "layer_scale"}
