@@ -240,8 +240,7 @@ class VLM(nn.Module):
   def remember(self, image: tokens_lib.Tokens) -> tokens_lib.Tokens:
     """The image for `fuse`, several times: with what its layers can share, if they do.
 
-    Such an image may be fused with several times as many texts, text i with the image
-    i % B.
+    Such images may be fused with T times as many texts, text i with image i // T.
     """
     if not hasattr(self.fusion, "remember"):
       return image

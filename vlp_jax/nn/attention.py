@@ -21,7 +21,7 @@ Backend = Literal["auto", "einsum", "xla", "cudnn"]
 class KeyValue:
   """Keys and values [B, S, N, H] made elsewhere, for what shares them.
 
-  The queries may have several times as many rows: row i asks those of row i % B.
+  The queries may have T times as many rows: row i asks those of row i // T.
   """
 
   key: jax.Array
@@ -148,12 +148,10 @@ class Attention(nn.Module):
       mask = mask.seen(x.shape[1])
     else:
       key, value = keys_and_values()
-    rows, times = key.shape[0], query.shape[0] // key.shape[0]
-    if times > 1:
-      query = _beside(query, rows)
-    mixed = attend(self, query, key, value, mask, train)
-    if times > 1:
-      mixed = _below(mixed, times)
+    # What asks the same keys becomes one text.
+    rows = query.shape
+    query = query.reshape(key.shape[0], -1, *rows[2:])
+    mixed = attend(self, query, key, value, mask, train).reshape(rows)
     out = linear.Linear(
       "BLNH,NHD->BLD",
       (*heads, self.out_width or width),
@@ -181,18 +179,6 @@ class Attention(nn.Module):
       self.put_variable("written", name, kept)
       out.append(kept)
     return out
-
-
-def _beside(x, rows):
-  """[T B, L, N, H] -> [B, T L, N, H]: what asks the same keys becomes one text."""
-  x = x.reshape(-1, rows, *x.shape[1:]).swapaxes(0, 1)
-  return x.reshape(rows, -1, *x.shape[3:])
-
-
-def _below(x, times):
-  """[B, T L, N, H] -> [T B, L, N, H], as it was."""
-  x = x.reshape(x.shape[0], times, -1, *x.shape[2:]).swapaxes(0, 1)
-  return x.reshape(-1, *x.shape[2:])
 
 
 def attend(

@@ -141,53 +141,50 @@ class Objective(nn.Module):
 
   def loss(self, model, enc, image_of_text, text_of_image, found, *, train):
     """Cross-entropy over B positives and 2 B negatives, fused in one pass."""
-    fused = self.triples(model, enc, image_of_text, text_of_image, train=train)
     batch = found.shape[0]
     labels = jnp.concatenate([jnp.ones(batch), jnp.zeros(2 * batch)]).astype(jnp.int32)
     weight = jnp.concatenate([jnp.ones_like(found), found, found])
-    return self.count(model, fused, labels, weight)
+    if enc.image.keys is None:
+      pairs = self.pairs(enc, image_of_text, text_of_image)
+      return self.match(model, *pairs, labels, weight, train=train)
+    logits = self.shared(model, enc, image_of_text, text_of_image, train=train)
+    return self.count(logits, labels, weight)
 
   def match(self, model, images, texts, labels, weight, *, train):
     """Loss and metrics of pairs of Tokens, labels int32 [B], counted by weight [B]."""
     fused = model.fuse(images, texts, train=train)
-    return self.count(model, fused, labels, weight)
-
-  def count(self, model, fused, labels, weight):
-    """Loss and metrics of what `model.fuse` made of pairs."""
     logits = self.classify(model, fused)
+    if not self.align:
+      return self.count(logits, labels, weight)
+    distance = wpa.distance(fused, model.fused_image(fused), special=self.align_special)
+    signed = jnp.where(labels == 1, distance, -distance)
+    return self.count(logits, labels, weight, signed)
+
+  def count(self, logits, labels, weight, signed=None):
+    """Loss and metrics of logits [R, 2], and of signed distances [R] of alignment."""
     logp = jax.nn.log_softmax(logits, axis=1)
     losses = -jnp.take_along_axis(logp, labels[:, None], axis=1)[:, 0]
     right = jnp.argmax(logits, axis=1) == labels
     metrics = {"accuracy": reduce.Mean.of(right, weight)}
-    if self.align:
-      distance = wpa.distance(
-        fused, model.fused_image(fused), special=self.align_special
-      )
-      signed = jnp.where(labels == 1, distance, -distance)
+    if signed is not None:
       losses = losses + self.align * signed
       metrics["wpa"] = reduce.Mean.of(signed, weight)
     return reduce.Mean.of(losses, weight), metrics
 
-  def triples(self, model, enc, image_of_text, text_of_image, *, train):
-    """3 B fused pairs: the batch's, texts with negatives, images with negatives."""
-    image, text = enc.image, enc.words
-    if image.keys is None:
-      pairs = self.pairs(enc, image_of_text, text_of_image)
-      return model.fuse(*pairs, train=train)
-    # An image is asked by both of its texts, and not copied.
-    texts = _stack(text, _take(text, text_of_image))
-    own = model.fuse(image, texts, train=train)
-    others = model.fuse(take_images(image, image_of_text), text, train=train)
-    batch = image.x.shape[0]
-    first = jax.tree.map(lambda x: x[:batch], own)
-    last = jax.tree.map(lambda x: x[batch:], own)
-    return _stack(first, others, last)
-
   def pairs(self, enc, image_of_text, text_of_image):
-    """Tokens of the 3 B images and texts of `triples`."""
+    """Tokens of 3 B images and texts: pairs, texts' negatives, images' negatives."""
     image, text = enc.image.replace(keys=None), enc.words
     images = _stack(image, _take(image, image_of_text), image)
     return images, _stack(text, text, _take(text, text_of_image))
+
+  def shared(self, model, enc, image_of_text, text_of_image, *, train):
+    """float32 [3 B, 2] of `pairs`, of which an image's two texts ask the same keys."""
+    image, text = enc.image, enc.words
+    both = _beside(text, _take(text, text_of_image))
+    own = self.classify(model, model.fuse(image, both, train=train))
+    other_images = take_images(image, image_of_text)
+    others = self.classify(model, model.fuse(other_images, text, train=train))
+    return jnp.concatenate([own[::2], others, own[1::2]])
 
   def logits(self, model, image, text, *, train=False):
     """float32 [B, 2] of pairs of image and text Tokens."""
@@ -212,6 +209,12 @@ def take_images(image: Any, rows: jax.Array) -> Any:
 
 def _take(tokens, rows):
   return jax.tree.map(lambda x: x[rows], tokens)
+
+
+def _beside(*parts):
+  """Rows of each in turn: those of one image stay on its device."""
+  merge = lambda *x: jnp.stack(x, axis=1).reshape(-1, *x[0].shape[1:])
+  return jax.tree.map(merge, *parts)
 
 
 def _stack(*parts):
