@@ -26,9 +26,10 @@ MESHES = {
 }
 # float32 sums in another order, relative to the largest number of each array.
 TOLERANCE = 1e-5
-# What counts as the scale of an array of smaller numbers: those of a key's bias, whose
-# true gradient is zero, are what sums of numbers near 1 leave behind.
-SMALLEST = 1e-2
+# What counts as the scale of an array of smaller numbers. Where the true gradient is
+# zero or nearly cancels (keys, and their biases), sums of numbers near 1 leave behind a
+# rounding or two of such a number, 1.2e-7 each.
+SMALLEST = 2.4e-2
 
 
 def place(name, **rules):
