@@ -27,6 +27,13 @@ SLACK = 0.25
 # ALBEF again, on data that has to be prepared first.
 PREPARED = ("quickstart", "flickr8k")
 NAMES = [name for name in test_all.NAMES if name not in PREPARED]
+# From nothing, 200 steps of 16 teach them nothing yet: they have no band.
+AT_CHANCE = (
+  "finetune/albef_nlvr",
+  "finetune/meter_retrieval",
+  "finetune/vilt_retrieval",
+)
+UNBANDED = pytest.mark.xfail(reason="stays at chance", raises=KeyError, strict=True)
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +60,10 @@ def test_a_few_steps(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+  "name",
+  [pytest.param(n, marks=[UNBANDED] * (n in AT_CHANCE)) for n in NAMES],
+)
 def test_200_steps(name, tmp_path):
   workdir = tmp_path / "run"
   options = (f"--config.total={STEPS}", "--config.optim.lr=1e-3")
