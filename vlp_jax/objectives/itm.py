@@ -180,11 +180,11 @@ class Objective(nn.Module):
   def shared(self, model, enc, image_of_text, text_of_image, *, train):
     """float32 [3 B, 2] of `pairs`, of which an image's two texts ask the same keys."""
     image, text = enc.image, enc.words
-    both = _beside(text, _take(text, text_of_image))
+    both = _beside(_take(text, text_of_image), text)
     own = self.classify(model, model.fuse(image, both, train=train))
     other_images = take_images(image, image_of_text)
     others = self.classify(model, model.fuse(other_images, text, train=train))
-    return jnp.concatenate([own[::2], others, own[1::2]])
+    return jnp.concatenate([own[1::2], others, own[::2]])
 
   def logits(self, model, image, text, *, train=False):
     """float32 [B, 2] of pairs of image and text Tokens."""
