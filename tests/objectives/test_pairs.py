@@ -124,10 +124,10 @@ def test_words_are_what_lies_between_the_ends():
   np.testing.assert_array_equal(wpa.words_of(mask), np.array(want, bool))
 
 
-def test_alignment_wants_tokens_of_the_image():
-  module = pretrainer_lib.Pretrainer(
-    tiny.model(), {"it": itm.Objective(**HALF, align=0.1)}, {"it": 1.0}
-  )
+@pytest.mark.parametrize("layout", ["half", "triples"])
+def test_alignment_wants_tokens_of_the_image(layout):
+  objective = itm.Objective(**HALF | dict(layout=layout), align=0.1)
+  module = pretrainer_lib.Pretrainer(tiny.model(), {"it": objective}, {"it": 1.0})
   with pytest.raises(ValueError, match='type="merged" or "co_attention"'):
     tiny.init(module, tiny.batch(4))
 

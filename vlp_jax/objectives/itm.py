@@ -8,7 +8,7 @@ compute_itm_wpa), which is once through the fusion and not thrice.
 Shape letters: B batch, L length, S image tokens, D width, C = 2 classes.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -105,7 +105,7 @@ class Objective(nn.Module):
     start = rows - rows % (self.group or rows.shape[0])
     image = start + drawn["image"]
     if self.layout == "half":
-      images = take_images(enc.image, image)
+      images = _take(_without_keys(enc.image), image)
       labels, found = drawn["label"], drawn["found"]
       return self.match(model, images, enc.words, labels, found, train=train)
     text, found = start + drawn["text"], drawn["found"]
@@ -140,11 +140,11 @@ class Objective(nn.Module):
     return at, keeps.astype(jnp.int32), keeps | found
 
   def loss(self, model, enc, image_of_text, text_of_image, found, *, train):
-    """Cross-entropy over B positives and 2 B negatives, fused in one pass."""
+    """Cross-entropy over B positives and 2 B negatives."""
     batch = found.shape[0]
     labels = jnp.concatenate([jnp.ones(batch), jnp.zeros(2 * batch)]).astype(jnp.int32)
     weight = jnp.concatenate([jnp.ones_like(found), found, found])
-    if enc.image.keys is None:
+    if enc.image.keys is None or self.align:
       pairs = self.pairs(enc, image_of_text, text_of_image)
       return self.match(model, *pairs, labels, weight, train=train)
     logits = self.shared(model, enc, image_of_text, text_of_image, train=train)
@@ -173,7 +173,7 @@ class Objective(nn.Module):
 
   def pairs(self, enc, image_of_text, text_of_image):
     """Tokens of 3 B images and texts: pairs, texts' negatives, images' negatives."""
-    image, text = enc.image.replace(keys=None), enc.words
+    image, text = _without_keys(enc.image), enc.words
     images = _stack(image, _take(image, image_of_text), image)
     return images, _stack(text, text, _take(text, text_of_image))
 
@@ -182,7 +182,7 @@ class Objective(nn.Module):
     image, text = enc.image, enc.words
     both = _beside(_take(text, text_of_image), text)
     own = self.classify(model, model.fuse(image, both, train=train))
-    other_images = take_images(image, image_of_text)
+    other_images = _take(_without_keys(image), image_of_text)
     others = self.classify(model, model.fuse(other_images, text, train=train))
     return jnp.concatenate([own[1::2], others, own[::2]])
 
@@ -199,12 +199,12 @@ class Objective(nn.Module):
     return self.logits(model, image, text)[:, 1]
 
 
-def take_images(image: Any, rows: jax.Array) -> Any:
-  """Those rows of the image Tokens, without keys.
+def _without_keys(image):
+  """Image Tokens of which other rows are taken.
 
   From device to device, keys for all layers would be more to send than to make.
   """
-  return _take(image.replace(keys=None), rows)
+  return image.replace(keys=None)
 
 
 def _take(tokens, rows):
