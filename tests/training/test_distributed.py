@@ -96,6 +96,15 @@ def test_a_mistake_of_all_is_told_by_all(tmp_path):
     assert log.count("vlp_jax: error: VLP_JAX_COORDINATOR without") == 1
 
 
+def lines(workdir, steps):
+  """Of metrics.jsonl: a line a step, and those of the evaluations at the end."""
+  found = runs.metrics(workdir)
+  trained, rest = found[:steps], found[steps:]
+  assert [line["step"] for line in trained] == list(range(1, steps + 1))
+  assert all(line["step"] == steps for line in rest)
+  return trained, rest
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_equals_one_process(tmp_path):
   """On the same mesh of two devices: of one process, and of two with one each."""
@@ -122,8 +131,8 @@ def test_a_killed_run_goes_on_and_equals_one_process(tmp_path):
   assert f"goes on from step {killed_at}" in log
   assert "2 x cpu, mesh 2x1x1" in log
   assert "step" not in other  # one process alone tells and writes
-  got, want = runs.metrics(two), runs.metrics(alone)
-  assert [line["step"] for line in got] == list(range(1, steps + 1))
+  (got, ended), (want, ended_alone) = (lines(run, steps) for run in (two, alone))
+  assert ended == ended_alone and len(ended) == len(evals)
   for line, other in zip(got, want, strict=True):
     for name in ("loss", "itc", "itm", "mlm"):
       assert abs(line[name] - other[name]) <= LOSS_TOLERANCE * abs(other[name]), (
