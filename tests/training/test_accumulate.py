@@ -41,15 +41,15 @@ def clip(**fields):
   )
 
 
-def albef(layout="triples"):
+def albef(layout="triples", queue=QUEUE, group=GROUP):
   built = tiny.model(depth=1)
   width = built.text.width
   words = dict(vocab=tiny.VOCAB, width=width)
   return pretrainer_lib.Pretrainer(
     built,
     dict(
-      itc=itc.Objective(queue=QUEUE, distill=0.4),
-      itm=itm.Objective(width=width, group=GROUP, exclude="pair", layout=layout),
+      itc=itc.Objective(queue=queue, distill=0.4),
+      itm=itm.Objective(width=width, group=group, exclude="pair", layout=layout),
       mlm=mlm.Objective(**words, rate=0.3, distill=0.4, max_masked=3),
     ),
     dict(itc=1.0, itm=0.5, mlm=2.0),
