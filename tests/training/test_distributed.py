@@ -57,6 +57,7 @@ def test_half_an_environment_is_a_mistake(tmp_path):
 def test_they_work_and_end_together(tmp_path):
   """Each feeds its rows on any mesh, and has what process 0 made: see rounds.py."""
   env = {"ROUNDS": "3", "FOLDER": str(tmp_path / "folder")}
+  env |= {"VLP_JAX_HANG_TIMEOUT": "0"}  # which JAX's service has to take, too
   started = processes.start(tmp_path / "run", module=ROUNDS, devices=2, **env)
   logs = processes.finish(started, tmp_path / "run")
   assert "2 processes met after" in logs[0]
@@ -77,6 +78,41 @@ def test_one_is_killed(tmp_path, gone):
   assert told in logs[left]
   assert f"pid {started[gone].pid}) is gone, without a word" in logs[left]
   assert "the same command on all goes on from the last checkpoint" in logs[left]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hangs", [0, 1])
+def test_one_hangs(tmp_path, hangs):
+  """JAX ends the other after 100 s by SIGABRT, with a stack and without a name."""
+  started = rounds(tmp_path / "run", VLP_JAX_HANG_TIMEOUT="5")
+  started[hangs].send_signal(signal.SIGSTOP)
+  begun = time.monotonic()
+  left = 1 - hangs
+  try:
+    assert started[left].wait(timeout=60) == 75
+    assert 3 < time.monotonic() - begun < 20  # the last sign may be a second old
+    (said,) = [
+      x for x in processes.log(tmp_path / "run", left).splitlines() if "error" in x
+    ]
+    assert f"vlp_jax: error: process {hangs} (" in said
+    assert f"pid {started[hangs].pid}) hangs: no sign of life for 5 s" in said
+    assert (
+      "End it: the same command on all goes on from the last checkpoint" not in said
+    )
+    assert f"So process {left} (" in said
+    # Woken, it leaves as well, unless JAX is quicker.
+    started[hangs].send_signal(signal.SIGCONT)
+    assert started[hangs].wait(timeout=60) in (75, -signal.SIGABRT)
+  finally:
+    for process in started:
+      process.kill()
+      process.wait()
+
+
+def test_a_limit_that_is_none(tmp_path):
+  started = processes.start(tmp_path / "run", only=(0,), VLP_JAX_HANG_TIMEOUT="soon")
+  (log,) = processes.finish(started, tmp_path / "run", codes=(2,))
+  assert "VLP_JAX_HANG_TIMEOUT='soon': want seconds." in log
 
 
 @pytest.mark.parametrize("wrong", [0, 1])

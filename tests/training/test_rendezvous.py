@@ -22,12 +22,11 @@ def place(port, index, count=3):
   return cluster.Place(f"localhost:{port}", count, index, "a test")
 
 
-def meet(port, indices, count=3, limit=20.0):
+def meet(port, indices, count=3, limit=20.0, silence=0.0):
   """{place: Watch, or the error} of all, who start at once."""
   with futures.ThreadPoolExecutor(8) as pool:
-    made = [
-      pool.submit(rendezvous.meet, place(port, i, count), limit=limit) for i in indices
-    ]
+    how = dict(limit=limit, silence=silence)
+    made = [pool.submit(rendezvous.meet, place(port, i, count), **how) for i in indices]
     return [kept(each.exception() or each.result()) for each in made]
 
 
@@ -179,3 +178,64 @@ def test_last_words_reach_all(port, failing):
       assert (loss.why, loss.code) == ("ValueError: config: lr", 2)
     for i in others:
       hang_up(watches[i])
+
+
+# --- Who hangs ---
+
+
+def test_all_say_that_they_live_and_process_0_says_how_often(port):
+  watches = meet(port, [0, 1, 2], silence=0.4)
+  assert [watch.silence for watch in watches] == [0.4] * 3
+  found = losses(watches)
+  time.sleep(1.2)
+  # One that is at its end waits for the others, and hangs no more than they do.
+  with futures.ThreadPoolExecutor(3) as pool:
+    ends = [pool.submit(watches[2].end)]
+    time.sleep(0.6)
+    ends += [pool.submit(watch.end) for watch in watches[:2]]
+    for end in ends:
+      end.result(timeout=10)
+  assert all(each.empty() for each in found)
+
+
+@pytest.mark.parametrize("hanging", [0, 1])
+def test_one_that_says_nothing_hangs(port, hanging):
+  watches = meet(port, [0, 1, 2], silence=0.4)
+  # Its connections stay, but nobody reads or writes there.
+  found = losses([w for w in watches if w.me.index != hanging])
+  loss = found[0].get(timeout=10)
+  assert (loss.peer.index, loss.why, loss.code) == (hanging, None, None)
+  assert 0.4 < loss.silent < 2
+  if hanging:
+    watches[0].pass_on(loss, wait=0.1)
+  other = found[1].get(timeout=10)
+  assert other.peer.index == hanging and 0.4 < other.silent < 2
+
+
+def test_without_a_limit_it_may_be_silent(port):
+  watches = meet(port, [0, 1], count=2)
+  (found,) = losses(watches[:1])
+  with pytest.raises(queue.Empty):
+    found.get(timeout=0.5)
+  hang_up(watches[1])
+  assert found.get(timeout=10).silent is None
+
+
+def test_whoever_hung_itself_blames_nobody(monkeypatch):
+  clock = 100
+  monkeypatch.setattr(watch_lib.time, "monotonic", lambda: clock)
+  pulse = watch_lib.Pulse([1, 2], 8.0)
+  assert pulse.every == 2.0
+  for clock in range(102, 108, 2):
+    pulse.hear(1)
+    assert pulse.speak() and not pulse.speak(), clock
+    assert pulse.silent() is None
+  clock = 300  # it was stopped, and heard nothing
+  assert pulse.silent() is None
+  for clock in range(302, 310, 2):
+    pulse.hear(2)
+    assert pulse.silent() is None, clock
+  clock = 309
+  assert pulse.silent() == (1, 9)
+  pulse.forget(1)
+  assert pulse.silent() is None

@@ -6,6 +6,7 @@ The entry points run inside of `joined()`. Alone, it does nothing.
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import logging
+import math
 import os
 import pathlib
 import socket
@@ -34,10 +35,13 @@ def joined(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
 
   VLP_JAX_COORDINATOR=host:port, VLP_JAX_NUM_PROCESSES and VLP_JAX_PROCESS_ID, or tasks
   of SLURM's srun, or a TPU pod: see `cluster`. VLP_JAX_START_TIMEOUT: seconds in which
-  all have to come, 300 by default.
+  all have to come, 300 by default. VLP_JAX_HANG_TIMEOUT: seconds without a sign of life
+  after which a process hangs, 60 by default; 0: it may. That of process 0 is that of
+  all.
 
-  While the run lasts, a process that dies ends all others with a message and exit code
-  75; one that leaves by an error is waited for no longer than it takes to tell.
+  While the run lasts, a process that dies or hangs ends all others with a message and
+  exit code 75; one that leaves by an error is waited for no longer than it takes to
+  tell.
 
   Raises:
     ValueError: the environment is half given or wrong.
@@ -47,14 +51,11 @@ def joined(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
   if place is None:
     yield
     return
-  try:
-    limit = float(environ.get("VLP_JAX_START_TIMEOUT") or 300)
-  except ValueError:
-    said = environ["VLP_JAX_START_TIMEOUT"]
-    raise ValueError(f"VLP_JAX_START_TIMEOUT={said!r}: want seconds.") from None
+  limit = _seconds(environ, "VLP_JAX_START_TIMEOUT", 300)
+  silence = _seconds(environ, "VLP_JAX_HANG_TIMEOUT", 60)
   begun = time.monotonic()
   try:
-    watch = rendezvous.meet(place, limit=limit)
+    watch = rendezvous.meet(place, limit=limit, silence=silence)
   except rendezvous.StartError as error:
     _say(f"error: start of process {place.index} of {place.count}: {error}")
     raise SystemExit(EXIT_TRY_AGAIN) from error
@@ -62,12 +63,22 @@ def joined(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
     _say(_all_there(watch, time.monotonic() - begun))
   watch.start(lambda loss: _leave(watch, loss))
   with _failing_together(watch):
-    _initialize(place, limit)
+    _initialize(place, limit, silence)
     yield
     watch.end()
 
 
-def _initialize(place, limit):
+def _seconds(environ, name, default):
+  try:
+    seconds = float(environ.get(name) or default)
+  except ValueError:
+    seconds = -1.0
+  if not 0 <= seconds < math.inf:
+    raise ValueError(f"{name}={environ[name]!r}: want seconds.")
+  return seconds
+
+
+def _initialize(place, limit, silence):
   # XLA's CPU devices reach each other by it alone.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   jax.distributed.initialize(
@@ -78,6 +89,8 @@ def _initialize(place, limit):
     # It would hide all but one GPU from a task of SLURM that has a whole node.
     cluster_detection_method="deactivate",
     initialization_timeout=max(60, int(limit)),
+    # JAX's own notice of who hangs, which has no name and no clear word, comes later.
+    heartbeat_timeout_seconds=max(100, 2 * math.ceil(silence)) if silence else 10**8,
   )
 
 
@@ -130,6 +143,11 @@ def _leave(watch, loss):
   if loss.why is None:
     then = ": the same command on all goes on from the last checkpoint"
     why = "is gone, without a word: killed, out of memory, or its machine is lost"
+    if loss.silent is not None:
+      why = (
+        f"hangs: no sign of life for {loss.silent:.0f} s (VLP_JAX_HANG_TIMEOUT); it is"
+        " stopped, or its machine or its disk stands still. End it"
+      )
   else:
     # Maybe all make the same mistake, and each is about to say so.
     time.sleep(GRACE)

@@ -1,14 +1,16 @@
-"""Processes that notice at once when one of their run is gone.
+"""Processes that notice at once when one of their run is gone, and soon if it hangs.
 
 Each holds a connection to process 0. The kernel closes those of a process that dies, so
-nobody has to poll, and its keepalive finds a machine that is lost. Process 0 passes on
-what it learns. JAX's own service says only that "another task died", 100 s later.
+nobody has to poll, and its keepalive finds a machine that is lost. A process that hangs
+(stopped, out of memory, its machine's disk gone) is one that says nothing any more: all
+say now and then that they are alive. Process 0 passes on what it learns. JAX's own
+service says, 100 s later and without a name, that "another task died".
 
-What is sent: lines of JSON. Process i to 0: {"done"} or {"failed"}; 0 to i: {"lost"} or
-{"end"}.
+What is sent: lines of JSON. Both ways: {"alive"}. Process i to 0: {"done"} or
+{"failed"}; 0 to i: {"lost"} or {"end"}.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import contextlib
 import dataclasses
 import json
@@ -41,11 +43,13 @@ class Loss:
 
   Attributes:
     why: its last words; None: it had none. code: its exit code, if it said so.
+    silent: seconds without a sign of life, of one that hangs; None: it is gone.
   """
 
   peer: Peer
   why: str | None = None
   code: int | None = None
+  silent: float | None = None
 
 
 class Line:
@@ -60,13 +64,14 @@ class Line:
       sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNANSWERED_MS)
     self.sock = sock
     self._rest = b""
+    self._sending = threading.Lock()
 
   def fileno(self):
     return self.sock.fileno()
 
   def send(self, **words):
     """Never raises: who is gone is noticed where it is read."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), self._sending:
       self.sock.sendall(json.dumps(words).encode() + b"\n")
 
   def receive(self):
@@ -95,15 +100,62 @@ class Line:
     self.sock.close()
 
 
+class Pulse:
+  """Whose turn it is to give a sign of life, and who has given none for too long.
+
+  Attributes:
+    every: seconds between two signs; None: none are given.
+  """
+
+  def __init__(self, others: Iterable[int], limit: float):
+    """Args: the processes that are heard; seconds of silence, 0: as long as they
+    like."""
+    self.every = limit / 4 or None
+    self._limit = limit
+    self._woke = self._said = time.monotonic()
+    self._heard = dict.fromkeys(others, self._woke)
+
+  def hear(self, index: int) -> None:
+    self._heard[index] = time.monotonic()
+
+  def forget(self, index: int) -> None:
+    """Of one that has come to its end, and may be as silent as it likes."""
+    del self._heard[index]
+
+  def speak(self) -> bool:
+    """Whether it is time for a sign; to be called about `every` seconds."""
+    now = time.monotonic()
+    if self.every is None or now - self._said < self.every:
+      return False
+    self._said = now
+    return True
+
+  def silent(self) -> tuple[int, float] | None:
+    """(process, seconds) of one that hangs; to be called about `every` seconds."""
+    now = time.monotonic()
+    if self.every is not None and now - self._woke > 2 * self.every:
+      # It was this process that hung, and heard nobody.
+      self._heard = dict.fromkeys(self._heard, now)
+    self._woke = now
+    for index, then in self._heard.items():
+      if self.every is not None and now - then > self._limit:
+        return index, now - then
+    return None
+
+
 class Watch:
   """Holds the connections of a run.
 
   Attributes:
     me: this process. peers: {index: Peer}; those that are not the first know it alone.
+    silence: seconds after which one that gives no sign of life is lost; 0: never. The
+      same in all processes.
   """
 
-  def __init__(self, me: Peer, peers: dict[int, Peer], lines: dict[int, Line]):
-    self.me, self.peers = me, peers
+  def __init__(
+    self, me: Peer, peers: dict[int, Peer], lines: dict[int, Line], *, silence: float
+  ):
+    self.me, self.peers, self.silence = me, peers, silence
     self._lines = lines
     self._done = set()
     self._ended = threading.Event()
@@ -169,9 +221,11 @@ class Watch:
     if self.me.index:
       return
     for line in self._lines.values():
-      line.send(lost=dataclasses.asdict(loss.peer), why=loss.why, code=loss.code)
+      line.send(lost=dataclasses.asdict(loss))
     end = time.monotonic() + wait
-    for line in self._lines.values():
+    for index, line in self._lines.items():
+      if loss.silent is not None and index == loss.peer.index:
+        continue
       with contextlib.suppress(OSError):
         line.sock.settimeout(max(0.001, end - time.monotonic()))
         while line.sock.recv(4_096):
@@ -179,28 +233,49 @@ class Watch:
 
   def _serve(self, on_loss):
     """Process 0: reads from all."""
-    with selectors.DefaultSelector() as ready:
-      for index, line in self._lines.items():
-        ready.register(line, selectors.EVENT_READ, index)
-      while len(self._done) < len(self._lines):
-        for key, _ in ready.select():
-          for said in key.fileobj.receive():
-            if said is not None and "done" in said:
-              self._done.add(key.data)
-              ready.unregister(key.fileobj)
-              continue
-            said = said or {}
-            peer = self.peers[key.data]
-            on_loss(Loss(peer, said.get("failed"), said.get("code")))
-            return
-    self._all_done.set()
+    for index, said in self._said():
+      if said is not None and "done" in said:
+        self._done.add(index)
+        if len(self._done) == len(self._lines):
+          self._all_done.set()
+        continue
+      said = said or {}
+      loss = Loss(self.peers[index], said.get("failed"), said.get("code"))
+      on_loss(dataclasses.replace(loss, silent=said.get("silent")))
+      return
 
   def _listen(self, on_loss):
     """Others: read from process 0."""
-    said = self._lines[0].receive()[0]
-    if said is None:
-      on_loss(Loss(self.peers[0]))
-    elif "lost" in said:
-      on_loss(Loss(Peer(**said["lost"]), said["why"], said["code"]))
-    else:
+    _, said = next(self._said())
+    if said is not None and "end" in said:
       self._ended.set()
+    elif said is not None and "lost" in said:
+      lost = said["lost"]
+      on_loss(Loss(**lost | dict(peer=Peer(**lost["peer"]))))
+    else:
+      on_loss(Loss(self.peers[0], silent=(said or {}).get("silent")))
+
+  def _said(self):
+    """(process, message) as they come, until the end; gives and takes signs of life.
+
+    The message is None of one that is gone, {"silent": seconds} of one that hangs.
+    """
+    pulse = Pulse(self._lines, self.silence)
+    with selectors.DefaultSelector() as ready:
+      for index, line in self._lines.items():
+        ready.register(line, selectors.EVENT_READ, index)
+      while not self._ended.is_set() and (pulse.every or ready.get_map()):
+        for key, _ in ready.select(pulse.every):
+          pulse.hear(key.data)
+          for said in key.fileobj.receive():
+            if said is not None and "alive" in said:
+              continue
+            if said is not None and "done" in said:
+              ready.unregister(key.fileobj)
+              pulse.forget(key.data)
+            yield key.data, said
+        if pulse.speak():
+          for line in self._lines.values():
+            line.send(alive=True)
+        if hangs := pulse.silent():
+          yield hangs[0], dict(silent=hangs[1])
