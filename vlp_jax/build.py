@@ -299,6 +299,7 @@ class Job:
       batch_size=self.config.batch_size,
       count=self.config.accumulate,
       parts=sharding_lib.batch_parts(self.mesh),
+      lanes=sharding_lib.lanes(self.mesh, self.sharding),
     )
 
 

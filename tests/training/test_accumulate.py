@@ -17,6 +17,7 @@ from vlp_jax.objectives import lm
 from vlp_jax.objectives import mlm
 from vlp_jax.objectives import self_distill
 from vlp_jax.ops import tree
+from vlp_jax.planning import cost as cost_lib
 from vlp_jax.training import accumulate
 from vlp_jax.training import optim as optim_lib
 from vlp_jax.training import sharding as sharding_lib
@@ -151,6 +152,7 @@ def stages(name, count, mesh):
     batch_size=BATCH,
     count=count,
     parts=sharding_lib.batch_parts(mesh),
+    lanes=sharding_lib.lanes(mesh, sharding_lib.Sharding()),
   )
   return accumulate.make_stages(
     module,
@@ -268,6 +270,26 @@ def test_streamed_from_the_host_it_is_the_same_step(name, count, shape):
   assert times["embed"] == times["backward"] == count and times["apply"] == 1
 
 
+def test_gradients_are_summed_over_devices_once_a_step():
+  mesh, sharding = place(dict(data=8))
+  module, tx, *_ = parts("siglip")
+  where = step_lib.abstract_state(
+    module, tx, like(inputs()), ema=False, mesh=mesh, sharding=sharding
+  )
+  size = sum(4 * x.size for x in jax.tree.leaves(where.params))
+  with sharding_lib.use(mesh, sharding):
+    taken = stepping.Streamed(stages("siglip", 2, mesh), where, like(inputs()), mesh)
+    programs = {program.name: program for program in taken.programs}
+    sent = {}
+    for name in ("backward", "apply"):
+      program = programs[name]
+      text = program.fn.lower(*program.args).compile().as_text()
+      sums = cost_lib.of(text, devices=8).by_kind()
+      sent[name] = {kind: row["bytes"] for kind, row in sums.items()}
+  assert sent["backward"].get("all-reduce", 0) < 0.01 * size, sent
+  assert sent["apply"] == {"all-reduce": size}
+
+
 # --- Layouts and errors --------------------------------------------------------
 
 
@@ -302,6 +324,31 @@ def test_groups_stay_together(batch_size, count, mesh_parts, group, want):
     groups = np.asarray(layout.take(rows, number)).reshape(-1, group)
     assert (groups // group == groups[:, :1] // group).all()
     assert (groups % group == np.arange(group)).all()
+
+
+@pytest.mark.parametrize(
+  "mesh_parts, group, lanes, want",
+  [
+    (8, 16, 8, 8),
+    (8, 16, 4, 4),  # data=4, fsdp=2
+    (8, 64, 8, 1),  # two runs of neighbours
+    (8, 64, 2, 2),
+    (1, 64, 1, 1),
+  ],
+)
+def test_lanes_part_no_groups(mesh_parts, group, lanes, want):
+  objectives = dict(itm=itm.Objective(width=8, group=group))
+  layout = accumulate.layout(
+    objectives, batch_size=512, count=4, parts=mesh_parts, lanes=lanes
+  )
+  assert layout.lanes == want
+  rows = layout.take(np.arange(512), 1)
+  with sharding_lib.use(*place(dict(data=want))):
+    cut = jax.jit(lambda x: layout.side_by_side(lambda number, x: x, 1, x))(rows)
+    numbers = layout.side_by_side(lambda number, x: number, 3, rows)
+  np.testing.assert_array_equal(cut, rows.reshape(want, -1))
+  assert (cut.reshape(want, -1, group) % group == np.arange(group)).all()
+  np.testing.assert_array_equal(numbers, 3 * want + np.arange(want))
 
 
 @pytest.mark.parametrize(
@@ -373,10 +420,11 @@ class Dropping:
     return (jnp.sum(embedded["live"]["zimg"] ** 2), ({}, {})), {"memory": {}}
 
 
-def test_both_passes_over_a_microbatch_draw_the_same_and_others_differ():
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_both_passes_over_a_microbatch_draw_the_same_and_others_differ(lanes):
   # The loss is a^2 times the squares of what is drawn, so its gradient by microbatches
   # is 2 a times that only if the second pass draws what the first did.
-  module, layout = Dropping({}), accumulate.Layout(8, count=4)
+  module, layout = Dropping({}), accumulate.Layout(8, 4, parts=lanes, lanes=lanes)
   stages = accumulate.make_stages(
     module,
     optax.sgd(1.0),
@@ -395,9 +443,11 @@ def test_both_passes_over_a_microbatch_draw_the_same_and_others_differ():
     memory={},
   )
   batch = {"x": jnp.zeros(8)}
-  new, metrics = jax.jit(accumulate.make_train_step(stages))(state, batch)
+  with sharding_lib.use(*place(dict(data=lanes))):
+    new, metrics = jax.jit(accumulate.make_train_step(stages))(state, batch)
+    rows = [stages.embed(state, {"x": jnp.zeros(2)}, i, None) for i in range(4)]
   moved = params["a"] - new.params["a"]
   np.testing.assert_allclose(moved, 2 * metrics["loss"].value() / 3.0, rtol=1e-6)
-  rows = [stages.embed(state, {"x": jnp.zeros(2)}, i, None) for i in range(4)]
-  drawn = np.stack([np.asarray(each["live"]["zimg"])[0] for each in rows])
-  assert len(np.unique(drawn)) == drawn.size
+  # One draw for each lane of each microbatch.
+  drawn = np.stack([np.asarray(each["live"]["zimg"])[:: 2 // lanes] for each in rows])
+  assert len(np.unique(drawn)) == drawn.size == 4 * lanes * len(step_lib.STREAMS)

@@ -8,7 +8,12 @@ by the weight of the global batch. So M microbatches give the step of one batch.
 dropout, and dropped paths and patches: those are drawn for each microbatch, the same in
 both passes, and another mesh may make microbatches of other rows.
 
-Shape letters: B global batch, b = B / M rows of a microbatch, M microbatches, P parts.
+A microbatch is L lanes side by side, each of the rows that lie in one part of the mesh
+axis "data". A lane adds up its own gradient, so that devices need not hear of each
+other's before the last microbatch: one sum over them a step, and not one each.
+
+Shape letters: B global batch, b = B / M rows of a microbatch, M microbatches, P parts,
+L lanes.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,6 +29,7 @@ import optax
 
 from vlp_jax.ops import reduce
 from vlp_jax.ops import tree
+from vlp_jax.training import sharding as sharding_lib
 from vlp_jax.training import step as step_lib
 
 # --- Which rows are a microbatch -----------------------------------------------
@@ -37,12 +43,13 @@ class Layout:
   where P is the number of the mesh's parts, no row leaves its device.
 
   Attributes:
-    batch_size: B. count: M. parts: P.
+    batch_size: B. count: M. parts: P. lanes: L, a divisor of P.
   """
 
   batch_size: int
   count: int = 1
   parts: int = 1
+  lanes: int = 1
 
   @property
   def rows(self) -> int:
@@ -68,14 +75,45 @@ class Layout:
 
     return jax.tree.map(one, whole, rows)
 
+  def side_by_side(self, f: Callable, number: jax.Array, *rows: Any) -> Any:
+    """[L, …] of `f(own number, *rows)` of each lane, for trees of [b, …].
+
+    f: of a number that no other lane of a step has, and of [b / L, …].
+    """
+    lanes = jnp.arange(self.lanes, dtype=jnp.int32)
+    cut = lambda x: x.reshape(self.lanes, -1, *x.shape[1:])
+    over = sharding_lib.over_lanes(f) if self.lanes > 1 else jax.vmap(f)
+    return over(number * self.lanes + lanes, *jax.tree.map(cut, rows))
+
+  def begin(self, gradient: Any) -> Any:
+    """[L, …] gradients whose sum is this one."""
+
+    def one(x):
+      lanes = jnp.arange(self.lanes).reshape(-1, *[1] * x.ndim)
+      return jnp.where(lanes == 0, x, 0)
+
+    return self.apart(jax.tree.map(one, gradient))
+
+  def apart(self, gradients: Any) -> Any:
+    """The same [L, …], each lane's where its rows are."""
+    return sharding_lib.apart(gradients) if self.lanes > 1 else gradients
+
   def _cut(self, x):
     return x.reshape(self.parts, self.count, -1, *x.shape[1:])
 
 
 def layout(
-  objectives: Mapping[str, Any], *, batch_size: int, count: int, parts: int
+  objectives: Mapping[str, Any],
+  *,
+  batch_size: int,
+  count: int,
+  parts: int,
+  lanes: int = 1,
 ) -> Layout:
   """How to cut the batch of these objectives on a mesh that splits it into `parts`.
+
+  Args:
+    lanes: as `sharding.lanes` has them; 1 where neighbours would be parted.
 
   Raises:
     ValueError: it does not divide, or an objective cannot be had by microbatches; names
@@ -108,7 +146,8 @@ def layout(
       f"config: accumulate={count}: {together} neighbours have to stay together, which"
       f" does not divide the {rows} rows of a microbatch."
     )
-  return Layout(batch_size, count, max(fits))
+  runs = max(fits)
+  return Layout(batch_size, count, runs, 1 if runs % lanes else lanes)
 
 
 # --- The stages of a step ------------------------------------------------------
@@ -123,10 +162,10 @@ class Stages:
     reads: the columns of a batch that `across` reads.
     begin: state -> state; the teacher is updated.
     embed: (state, microbatch, number, embedded) -> embedded, with its rows filled in.
-    across: (state, {column: [B, …]}, embedded) -> (Across, gradient of the parameters
-      so far).
-    backward: (state, microbatch, number, Across, gradient) -> (gradient, metrics).
-    apply: (state, Across, gradient, sums of metrics) -> (state, metrics).
+    across: (state, {column: [B, …]}, embedded) -> (Across, gradients of the parameters
+      so far, [L, …] of each).
+    backward: (state, microbatch, number, Across, gradients) -> (gradients, metrics).
+    apply: (state, Across, gradients, sums of metrics) -> (state, metrics).
   """
 
   layout: Layout
@@ -150,9 +189,9 @@ class Stages:
     step = judge(lambda state, given: self.apply(state, *given))
     return dataclasses.replace(self, apply=lambda state, *given: step(state, given))
 
-  def told(self, state: Any, microbatch: Any, across: Any) -> Any:
+  def told(self, state: Any, microbatch: Any, across: Any, gradients: Any) -> Any:
     """Shapes of the metrics that `backward` gives."""
-    return jax.eval_shape(self.backward, state, microbatch, 0, across, state.params)[1]
+    return jax.eval_shape(self.backward, state, microbatch, 0, across, gradients)[1]
 
 
 @jax.tree_util.register_dataclass
@@ -189,7 +228,7 @@ def make_stages(
   call = functools.partial(pretrainer.apply, train=True)
 
   def rngs(state, number):
-    # What encoders draw, other for each microbatch and the same in both passes over it.
+    # What encoders draw, other for each lane and the same in both passes over it.
     keys = step_lib.keys(seed, state.step)
     return {name: jax.random.fold_in(key, number) for name, key in keys.items()}
 
@@ -199,14 +238,18 @@ def make_stages(
     return state.replace(ema=tree.ema(state.ema, state.params, decay=ema_decay))
 
   def embed(state, microbatch, number, embedded):
-    rows = call(
-      {"params": state.params},
-      microbatch,
-      step=state.step,
-      teacher_params=state.ema,
-      rngs=rngs(state, number),
-      method="embed",
-    )
+    def lane(number, rows):
+      return call(
+        {"params": state.params},
+        rows,
+        step=state.step,
+        teacher_params=state.ema,
+        rngs=rngs(state, number),
+        method="embed",
+      )
+
+    rows = layout.side_by_side(lane, number, microbatch)
+    rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
     return rows if embedded is None else layout.put(embedded, rows, number)
 
   def across(state, batch, embedded):
@@ -227,37 +270,41 @@ def make_stages(
     loss, metrics, drawn, memory = found
     sums = {name: own["weight"].sum() for name, own in drawn.items()}
     shares = {n: pretrainer.weights[n] / jnp.maximum(w, 1e-9) for n, w in sums.items()}
-    return Across(live, drawn, shares, loss, metrics, memory), params
+    across = Across(live, drawn, shares, loss, metrics, memory)
+    return across, layout.begin(params)
 
-  def backward(state, microbatch, number, across, gradient):
-    towards = layout.take(across.gradient, number)
-    drawn = layout.take(across.drawn, number)
+  def backward(state, microbatch, number, across, gradients):
+    def lane(number, rows, towards, drawn):
+      def loss_of(params):
+        live, metrics = call(
+          {"params": params},
+          rows,
+          drawn,
+          step=state.step,
+          teacher_params=state.ema,
+          rngs=rngs(state, number),
+          method="rows",
+        )
+        loss = sum(jnp.vdot(live[key], slope) for key, slope in towards.items())
+        for name, share in across.shares.items():
+          loss = loss + share * metrics[name].total
+        return loss, metrics
 
-    def loss_of(params):
-      live, metrics = call(
-        {"params": params},
-        microbatch,
-        drawn,
-        step=state.step,
-        teacher_params=state.ema,
-        rngs=rngs(state, number),
-        method="rows",
-      )
-      loss = sum(jnp.vdot(live[key], slope) for key, slope in towards.items())
-      for name, share in across.shares.items():
-        loss = loss + share * metrics[name].total
-      return loss, metrics
+      return jax.grad(loss_of, has_aux=True)(state.params)
 
-    more, metrics = jax.grad(loss_of, has_aux=True)(state.params)
-    return jax.tree.map(jnp.add, gradient, more), metrics
+    given = layout.take((across.gradient, across.drawn), number)
+    more, metrics = layout.side_by_side(lane, number, microbatch, *given)
+    gradients = layout.apart(jax.tree.map(jnp.add, gradients, more))
+    return gradients, jax.tree.map(lambda x: x.sum(axis=0), metrics)
 
-  def apply(state, across, gradient, told):
+  def apply(state, across, gradients, told):
     loss = across.loss
     for name in across.shares:
       loss = loss + pretrainer.weights[name] * told[name].value()
     loss = reduce.Mean(loss, jnp.float32(1.0))
     state = state.replace(memory=across.memory)
     metrics = {"loss": loss, **across.metrics, **told}
+    gradient = jax.tree.map(lambda x: x.sum(axis=0), gradients)
     return step_lib.update(state, tx, gradient, metrics, schedule)
 
   return Stages(layout, reads, begin, embed, across, backward, apply)
@@ -280,15 +327,15 @@ def make_train_step(stages: Stages) -> Callable:
     shapes = stages.empty(state, jax.eval_shape(take, 0))
     embedded = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     embedded, _ = jax.lax.scan(embed, embedded, numbers)
-    across, gradient = stages.across(
+    across, gradients = stages.across(
       state, {key: batch[key] for key in stages.reads}, embedded
     )
 
-    def backward(gradient, number):
-      return stages.backward(state, take(number), number, across, gradient)
+    def backward(gradients, number):
+      return stages.backward(state, take(number), number, across, gradients)
 
-    gradient, told = jax.lax.scan(backward, gradient, numbers)
+    gradients, told = jax.lax.scan(backward, gradients, numbers)
     told = jax.tree.map(lambda x: x.sum(axis=0), told)
-    return stages.apply(state, across, gradient, told)
+    return stages.apply(state, across, gradients, told)
 
   return step
