@@ -109,6 +109,24 @@ def test_one_hangs(tmp_path, hangs):
       process.wait()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stuck", [0, 1])
+def test_one_gets_no_data(tmp_path, stuck):
+  """It lives, and waits for a file system, say; the other waits for it."""
+  limits = dict(VLP_JAX_HANG_TIMEOUT="2", VLP_JAX_STALL_TIMEOUT="4")
+  started = rounds(tmp_path / "run", STUCK=str(stuck), **limits)
+  begun = time.monotonic()
+  logs = processes.finish(started, tmp_path / "run", codes=(75, 75))
+  assert time.monotonic() - begun < 20
+  for log in logs:
+    (said,) = [line for line in log.splitlines() if "vlp_jax: error" in line]
+    assert (
+      f"process {stuck} (" in said and ") is waited for: nobody has taken a" in said
+    )
+    assert "it has got 1 and others 2 batches: do its data come?" in said
+    assert "the same command on all goes on from the last checkpoint" in said
+
+
 def test_a_limit_that_is_none(tmp_path):
   started = processes.start(tmp_path / "run", only=(0,), VLP_JAX_HANG_TIMEOUT="soon")
   (log,) = processes.finish(started, tmp_path / "run", codes=(2,))

@@ -22,11 +22,12 @@ def place(port, index, count=3):
   return cluster.Place(f"localhost:{port}", count, index, "a test")
 
 
-def meet(port, indices, count=3, limit=20.0, silence=0.0):
+def meet(port, indices, count=3, limit=20.0, **limits):
   """{place: Watch, or the error} of all, who start at once."""
   with futures.ThreadPoolExecutor(8) as pool:
-    how = dict(limit=limit, silence=silence)
-    made = [pool.submit(rendezvous.meet, place(port, i, count), **how) for i in indices]
+    limits |= dict(limit=limit)
+    where = [place(port, index, count) for index in indices]
+    made = [pool.submit(rendezvous.meet, each, **limits) for each in where]
     return [kept(each.exception() or each.result()) for each in made]
 
 
@@ -221,21 +222,31 @@ def test_without_a_limit_it_may_be_silent(port):
   assert found.get(timeout=10).silent is None
 
 
-def test_whoever_hung_itself_blames_nobody(monkeypatch):
-  clock = 100
-  monkeypatch.setattr(watch_lib.time, "monotonic", lambda: clock)
-  pulse = watch_lib.Pulse([1, 2], 8.0)
-  assert pulse.every == 2.0
-  for clock in range(102, 108, 2):
-    pulse.hear(1)
-    assert pulse.speak() and not pulse.speak(), clock
-    assert pulse.silent() is None
-  clock = 300  # it was stopped, and heard nothing
-  assert pulse.silent() is None
-  for clock in range(302, 310, 2):
-    pulse.hear(2)
-    assert pulse.silent() is None, clock
-  clock = 309
-  assert pulse.silent() == (1, 9)
-  pulse.forget(1)
-  assert pulse.silent() is None
+@pytest.mark.parametrize("behind", [0, 2, None])
+def test_the_one_that_all_wait_for(port, behind):
+  """All give signs of life, but none gets another batch."""
+  watches = meet(port, [0, 1, 2], silence=0.4, stand=0.8)
+  for watch in watches:
+    watch.turn = lambda turn=8 - (watch.me.index == behind): turn
+  found = losses(watches)
+  for each in found[:1]:
+    loss = each.get(timeout=10)
+    assert (loss.peer.index, loss.why, loss.silent) == (behind or 0, None, None)
+    assert "nobody has taken a step for 1 s; " in loss.stands
+    told = "it has got 7 and others 8 batches: do its data come?"
+    assert (told in loss.stands) == (behind is not None)
+  watches[0].pass_on(loss, wait=0.1)
+  for each in found[1:]:
+    assert each.get(timeout=10) == loss
+
+
+def test_who_evaluates_or_goes_on_is_not_waited_for(port):
+  watches = meet(port, [0, 1], count=2, silence=0.2, stand=0.4)
+  watches[0].turn = lambda: 5
+  found = losses(watches)  # process 1 has no turn
+  time.sleep(1.0)
+  watches[1].turn = lambda: int(10 * time.monotonic())
+  time.sleep(1.0)
+  assert all(each.empty() for each in found)
+  watches[1].turn = lambda: 5
+  assert found[0].get(timeout=10).stands

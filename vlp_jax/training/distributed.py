@@ -21,6 +21,7 @@ import numpy as np
 
 from vlp_jax.training import cluster
 from vlp_jax.training import rendezvous
+from vlp_jax.training import watch as watch_lib
 
 # Of sysexits.h, EX_TEMPFAIL: the same command goes on from the last checkpoint.
 EXIT_TRY_AGAIN = 75
@@ -34,10 +35,13 @@ def joined(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
   """Joins the run that the environment names, before JAX looks for devices.
 
   VLP_JAX_COORDINATOR=host:port, VLP_JAX_NUM_PROCESSES and VLP_JAX_PROCESS_ID, or tasks
-  of SLURM's srun, or a TPU pod: see `cluster`. VLP_JAX_START_TIMEOUT: seconds in which
-  all have to come, 300 by default. VLP_JAX_HANG_TIMEOUT: seconds without a sign of life
-  after which a process hangs, 60 by default; 0: it may. That of process 0 is that of
-  all.
+  of SLURM's srun, or a TPU pod: see `cluster`. In seconds, and 0 where the others wait
+  for ever; those of process 0 are those of all:
+
+  VLP_JAX_START_TIMEOUT (300): all have to come.
+  VLP_JAX_HANG_TIMEOUT (60): each has to give a sign of life.
+  VLP_JAX_STALL_TIMEOUT (1800): while all train, one has to take a step; otherwise the
+    one that has got the fewest batches hangs. Wants signs of life.
 
   While the run lasts, a process that dies or hangs ends all others with a message and
   exit code 75; one that leaves by an error is waited for no longer than it takes to
@@ -53,9 +57,10 @@ def joined(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
     return
   limit = _seconds(environ, "VLP_JAX_START_TIMEOUT", 300)
   silence = _seconds(environ, "VLP_JAX_HANG_TIMEOUT", 60)
+  stand = _seconds(environ, "VLP_JAX_STALL_TIMEOUT", 1800)
   begun = time.monotonic()
   try:
-    watch = rendezvous.meet(place, limit=limit, silence=silence)
+    watch = rendezvous.meet(place, limit=limit, silence=silence, stand=stand)
   except rendezvous.StartError as error:
     _say(f"error: start of process {place.index} of {place.count}: {error}")
     raise SystemExit(EXIT_TRY_AGAIN) from error
@@ -64,8 +69,28 @@ def joined(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
   watch.start(lambda loss: _leave(watch, loss))
   with _failing_together(watch):
     _initialize(place, limit, silence)
+    _watches.append(watch)
     yield
     watch.end()
+
+
+# Of the run that this process has joined, if it has.
+_watches: list[watch_lib.Watch] = []
+
+
+@contextlib.contextmanager
+def going_on(turn: Callable[[], int | None]) -> Iterator[None]:
+  """While it lasts, the others know how far this process is.
+
+  turn: tells how many batches it has got; None: it does something else than to train.
+  """
+  for watch in _watches:
+    watch.turn = turn
+  try:
+    yield
+  finally:
+    for watch in _watches:
+      watch.turn = lambda: None
 
 
 def _seconds(environ, name, default):
@@ -148,6 +173,8 @@ def _leave(watch, loss):
         f"hangs: no sign of life for {loss.silent:.0f} s (VLP_JAX_HANG_TIMEOUT); it is"
         " stopped, or its machine or its disk stands still. End it"
       )
+    elif loss.stands is not None:
+      why = f"is waited for: {loss.stands} (VLP_JAX_STALL_TIMEOUT)"
   else:
     # Maybe all make the same mistake, and each is about to say so.
     time.sleep(GRACE)

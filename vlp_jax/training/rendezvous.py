@@ -25,13 +25,13 @@ class StartError(OSError):
 
 
 def meet(
-  place: cluster.Place, *, limit: float, silence: float = 0.0
+  place: cluster.Place, *, limit: float, silence: float = 0.0, stand: float = 0.0
 ) -> watch_lib.Watch:
   """Waits until all processes are there.
 
   Args:
-    place: of this process. limit: seconds. silence: of `Watch`; that of process 0 is
-      that of all.
+    place: of this process. limit: seconds. silence, stand: of `Watch`; those of process
+      0 are those of all.
 
   Raises:
     StartError: within the limit not all came; says on every process which did not.
@@ -44,7 +44,7 @@ def meet(
       line.send(go=True, pid=me.pid, silence=silence)
   else:
     peers, lines, silence = _join(place, me, end, limit)
-  return watch_lib.Watch(me, peers, lines, silence=silence)
+  return watch_lib.Watch(me, peers, lines, silence=silence, stand=stand)
 
 
 def _listen(place, end):

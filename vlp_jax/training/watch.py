@@ -3,14 +3,16 @@
 Each holds a connection to process 0. The kernel closes those of a process that dies, so
 nobody has to poll, and its keepalive finds a machine that is lost. A process that hangs
 (stopped, out of memory, its machine's disk gone) is one that says nothing any more: all
-say now and then that they are alive. Process 0 passes on what it learns. JAX's own
-service says, 100 s later and without a name, that "another task died".
+say now and then that they are alive, and how many batches they have got: where none
+gets another (a file system does not answer), the one that has fewest is waited for.
+Process 0 passes on what it learns. JAX's own service says, 100 s later and without a
+name, that "another task died".
 
-What is sent: lines of JSON. Both ways: {"alive"}. Process i to 0: {"done"} or
-{"failed"}; 0 to i: {"lost"} or {"end"}.
+What is sent: lines of JSON. Both ways: {"alive"}, to 0 with "turn". Process i to 0:
+{"done"} or {"failed"}; 0 to i: {"lost"} or {"end"}.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 import contextlib
 import dataclasses
 import json
@@ -18,6 +20,8 @@ import selectors
 import socket
 import threading
 import time
+
+from vlp_jax.training import pulse as pulse_lib
 
 LINE = 65_536  # bytes; what is longer is not ours
 # A machine that does not answer is lost after 10 + 4 · 5 seconds.
@@ -44,12 +48,14 @@ class Loss:
   Attributes:
     why: its last words; None: it had none. code: its exit code, if it said so.
     silent: seconds without a sign of life, of one that hangs; None: it is gone.
+    stands: in words, that nobody goes on; of the one that is waited for.
   """
 
   peer: Peer
   why: str | None = None
   code: int | None = None
   silent: float | None = None
+  stands: str | None = None
 
 
 class Line:
@@ -100,49 +106,6 @@ class Line:
     self.sock.close()
 
 
-class Pulse:
-  """Whose turn it is to give a sign of life, and who has given none for too long.
-
-  Attributes:
-    every: seconds between two signs; None: none are given.
-  """
-
-  def __init__(self, others: Iterable[int], limit: float):
-    """Args: the processes that are heard; seconds of silence, 0: as long as they
-    like."""
-    self.every = limit / 4 or None
-    self._limit = limit
-    self._woke = self._said = time.monotonic()
-    self._heard = dict.fromkeys(others, self._woke)
-
-  def hear(self, index: int) -> None:
-    self._heard[index] = time.monotonic()
-
-  def forget(self, index: int) -> None:
-    """Of one that has come to its end, and may be as silent as it likes."""
-    del self._heard[index]
-
-  def speak(self) -> bool:
-    """Whether it is time for a sign; to be called about `every` seconds."""
-    now = time.monotonic()
-    if self.every is None or now - self._said < self.every:
-      return False
-    self._said = now
-    return True
-
-  def silent(self) -> tuple[int, float] | None:
-    """(process, seconds) of one that hangs; to be called about `every` seconds."""
-    now = time.monotonic()
-    if self.every is not None and now - self._woke > 2 * self.every:
-      # It was this process that hung, and heard nobody.
-      self._heard = dict.fromkeys(self._heard, now)
-    self._woke = now
-    for index, then in self._heard.items():
-      if self.every is not None and now - then > self._limit:
-        return index, now - then
-    return None
-
-
 class Watch:
   """Holds the connections of a run.
 
@@ -150,12 +113,22 @@ class Watch:
     me: this process. peers: {index: Peer}; those that are not the first know it alone.
     silence: seconds after which one that gives no sign of life is lost; 0: never. The
       same in all processes.
+    stand: seconds after which, without a step, the one that is behind is lost; 0:
+      never. It is process 0 that looks, and it knows by the signs of life.
+    turn: tells how many batches this process has got; None: it is not at it.
   """
 
   def __init__(
-    self, me: Peer, peers: dict[int, Peer], lines: dict[int, Line], *, silence: float
+    self,
+    me: Peer,
+    peers: dict[int, Peer],
+    lines: dict[int, Line],
+    *,
+    silence: float,
+    stand: float,
   ):
-    self.me, self.peers, self.silence = me, peers, silence
+    self.me, self.peers, self.silence, self.stand = me, peers, silence, stand
+    self.turn: Callable[[], int | None] = lambda: None
     self._lines = lines
     self._done = set()
     self._ended = threading.Event()
@@ -241,7 +214,8 @@ class Watch:
         continue
       said = said or {}
       loss = Loss(self.peers[index], said.get("failed"), said.get("code"))
-      on_loss(dataclasses.replace(loss, silent=said.get("silent")))
+      how = {key: said.get(key) for key in ("silent", "stands")}
+      on_loss(dataclasses.replace(loss, **how))
       return
 
   def _listen(self, on_loss):
@@ -258,9 +232,11 @@ class Watch:
   def _said(self):
     """(process, message) as they come, until the end; gives and takes signs of life.
 
-    The message is None of one that is gone, {"silent": seconds} of one that hangs.
+    The message is None of one that is gone, {"silent": seconds} of one that hangs, and
+    {"stands": words} of one that all wait for.
     """
-    pulse = Pulse(self._lines, self.silence)
+    pulse = pulse_lib.Pulse(self._lines, self.silence)
+    turns = pulse_lib.Turns(len(self.peers), 0 if self.me.index else self.stand)
     with selectors.DefaultSelector() as ready:
       for index, line in self._lines.items():
         ready.register(line, selectors.EVENT_READ, index)
@@ -269,13 +245,27 @@ class Watch:
           pulse.hear(key.data)
           for said in key.fileobj.receive():
             if said is not None and "alive" in said:
+              turns.tell(key.data, said["turn"])
               continue
             if said is not None and "done" in said:
               ready.unregister(key.fileobj)
               pulse.forget(key.data)
+              turns.tell(key.data, None)
             yield key.data, said
         if pulse.speak():
           for line in self._lines.values():
-            line.send(alive=True)
+            line.send(alive=True, turn=self.turn())
         if hangs := pulse.silent():
           yield hangs[0], dict(silent=hangs[1])
+        if self.me.index == 0:
+          turns.tell(0, self.turn())
+          if still := turns.stand_still():
+            yield self._behind(*still)
+
+  def _behind(self, turns, seconds):
+    """(process, message) of the one that is waited for, or of the first of all."""
+    most, last = max(turns.values()), min(turns, key=turns.get)
+    why = "all have got as many batches: is it the devices, or the network"
+    if turns[last] < most:
+      why = f"it has got {turns[last]} and others {most} batches: do its data come"
+    return last, dict(stands=f"nobody has taken a step for {seconds:.0f} s; {why}?")
