@@ -5,8 +5,8 @@ the loss across the batch and its gradient to them; then the encoders again, mic
 by microbatch, with that gradient and with the objectives that need no other rows. What
 is drawn (masked words, negatives) is drawn for the global batch, and a mean is divided
 by the weight of the global batch. So M microbatches give the step of one batch. But for
-dropout, and dropped paths and patches: those are drawn for each microbatch, the same in
-both passes, and another mesh may make microbatches of other rows.
+dropout, and dropped paths and patches: those are drawn for each lane, the same in both
+passes, and another mesh may make lanes of other rows.
 
 A microbatch is L lanes side by side, each of the rows that lie in one part of the mesh
 axis "data". A lane adds up its own gradient, so that devices need not hear of each

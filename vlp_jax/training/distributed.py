@@ -35,8 +35,8 @@ def joined(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
   """Joins the run that the environment names, before JAX looks for devices.
 
   VLP_JAX_COORDINATOR=host:port, VLP_JAX_NUM_PROCESSES and VLP_JAX_PROCESS_ID, or tasks
-  of SLURM's srun, or a TPU pod: see `cluster`. In seconds, and 0 where the others wait
-  for ever; those of process 0 are those of all:
+  of SLURM's srun, or a TPU pod: see `cluster`. Limits are seconds, those of process 0
+  are those of all, and 0 is none of the last two:
 
   VLP_JAX_START_TIMEOUT (300): all have to come.
   VLP_JAX_HANG_TIMEOUT (60): each has to give a sign of life.
