@@ -28,6 +28,7 @@ from vlp_jax.models import vlm
 from vlp_jax.training import accumulate
 from vlp_jax.training import distributed
 from vlp_jax.training import guard as guard_lib
+from vlp_jax.training import microbatch
 from vlp_jax.training import optim as optim_lib
 from vlp_jax.training import preemption as preemption_lib
 from vlp_jax.training import sharding as sharding_lib
@@ -288,13 +289,13 @@ class Job:
     )
 
   @property
-  def layout(self) -> accumulate.Layout:
+  def layout(self) -> microbatch.Layout:
     """The microbatches of a step.
 
     Raises:
       ValueError: `config.accumulate` cannot be had.
     """
-    return accumulate.layout(
+    return microbatch.layout(
       self.pretrainer.objectives,
       batch_size=self.config.batch_size,
       count=self.config.accumulate,

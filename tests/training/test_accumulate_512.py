@@ -17,6 +17,7 @@ from tests.training import test_accumulate
 from vlp_jax import pretrainer as pretrainer_lib
 from vlp_jax.ops import tree
 from vlp_jax.training import accumulate
+from vlp_jax.training import microbatch
 from vlp_jax.training import optim as optim_lib
 from vlp_jax.training import sharding as sharding_lib
 from vlp_jax.training import step as step_lib
@@ -95,7 +96,7 @@ def steps(name):
     if count == 1:
       step = step_lib.make_train_step(*given, **how)
     else:
-      layout = accumulate.layout(
+      layout = microbatch.layout(
         module.objectives, batch_size=BATCH, count=count, parts=1
       )
       stages = accumulate.make_stages(

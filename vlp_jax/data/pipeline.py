@@ -71,7 +71,7 @@ def train_batches(
       images, pp has words on captions alone, and batches have no image.
     pieces, runs: a batch comes in so many pieces, one after the other. The process's
       rows are `runs` runs of neighbours, of each of which a piece has an equal part, as
-      `training/accumulate.py` cuts a batch.
+      `training/microbatch.py` cuts a batch.
 
   Returns:
     Iterator of {"image": uint8 [B, R, R, 3], "text": int32 [B, L], "text_mask": bool
