@@ -39,7 +39,8 @@ def joined(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
   are those of all, and 0 is none of the last two:
 
   VLP_JAX_START_TIMEOUT (300): all have to come.
-  VLP_JAX_HANG_TIMEOUT (60): each has to give a sign of life.
+  VLP_JAX_HANG_TIMEOUT (120): each has to give a sign of life, which it cannot while it
+    loads a library.
   VLP_JAX_STALL_TIMEOUT (1800): while all train, one has to take a step; otherwise the
     one that has got the fewest batches hangs. Wants signs of life.
 
@@ -56,7 +57,7 @@ def joined(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
     yield
     return
   limit = _seconds(environ, "VLP_JAX_START_TIMEOUT", 300)
-  silence = _seconds(environ, "VLP_JAX_HANG_TIMEOUT", 60)
+  silence = _seconds(environ, "VLP_JAX_HANG_TIMEOUT", 120)
   stand = _seconds(environ, "VLP_JAX_STALL_TIMEOUT", 1800)
   begun = time.monotonic()
   try:
@@ -71,6 +72,7 @@ def joined(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
     _initialize(place, limit, silence)
     _watches.append(watch)
     yield
+    _watches.remove(watch)
     watch.end()
 
 
