@@ -110,6 +110,18 @@ def test_one_hangs(tmp_path, hangs):
 
 
 @pytest.mark.slow
+def test_all_are_suspended_and_go_on(tmp_path):
+  """As by `scontrol suspend`, for longer than any limit."""
+  limits = dict(VLP_JAX_HANG_TIMEOUT="2", VLP_JAX_STALL_TIMEOUT="3", ROUNDS="150")
+  started = rounds(tmp_path / "run", **limits)
+  for number in (signal.SIGSTOP, signal.SIGCONT):
+    for process in started:
+      process.send_signal(number)
+    time.sleep(5)
+  processes.finish(started, tmp_path / "run")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stuck", [0, 1])
 def test_one_gets_no_data(tmp_path, stuck):
   """It lives, and waits for a file system, say; the other waits for it."""

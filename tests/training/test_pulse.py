@@ -19,12 +19,12 @@ def test_whoever_hung_itself_blames_nobody(clock):
   for clock[0] in range(102, 108, 2):
     pulse.hear(1)
     assert pulse.speak() and not pulse.speak()
-    assert pulse.silent() is None
+    assert not pulse.overslept() and pulse.silent() is None
   clock[0] = 300  # it was stopped, and heard nothing
-  assert pulse.silent() is None
+  assert pulse.overslept() and pulse.silent() is None
   for clock[0] in range(302, 310, 2):
     pulse.hear(2)
-    assert pulse.silent() is None
+    assert not pulse.overslept() and pulse.silent() is None
   clock[0] = 309
   assert pulse.silent() == (1, 9)
   pulse.forget(1)
@@ -55,6 +55,10 @@ def test_turns(clock):
   turns.tell(1, 3)
   assert turns.stand_still() is None
   clock[0] = 761
+  assert turns.stand_still() == ({0: 4, 1: 3}, 61)
+  turns.begin_anew()
+  assert turns.stand_still() is None
+  clock[0] = 822
   assert turns.stand_still() == ({0: 4, 1: 3}, 61)
   turns.tell(1, 4)
   assert turns.stand_still() is None

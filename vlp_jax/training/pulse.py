@@ -38,13 +38,21 @@ class Pulse:
     self._said = now
     return True
 
-  def silent(self) -> tuple[int, float] | None:
-    """(process, seconds) of one that hangs; to be called about `every` seconds."""
+  def overslept(self) -> bool:
+    """Whether it was this process that hung, and heard nobody: the others begin anew.
+
+    To be called about `every` seconds, before `silent`.
+    """
     now = time.monotonic()
-    if self.every is not None and now - self._woke > 2 * self.every:
-      # It was this process that hung, and heard nobody.
+    slept = self.every is not None and now - self._woke > 2 * self.every
+    if slept:
       self._heard = dict.fromkeys(self._heard, now)
     self._woke = now
+    return slept
+
+  def silent(self) -> tuple[int, float] | None:
+    """(process, seconds) of one that hangs."""
+    now = time.monotonic()
     for index, then in self._heard.items():
       if self.every is not None and now - then > self._limit:
         return index, now - then
@@ -64,6 +72,10 @@ class Turns:
     """turn: None while a process is not at it: it starts, saves or evaluates."""
     if turn is None or turn != self._of[index]:
       self._of[index], self._moved = turn, time.monotonic()
+
+  def begin_anew(self) -> None:
+    """Nobody has stood still so far."""
+    self._moved = time.monotonic()
 
   def stand_still(self) -> tuple[dict[int, int], float] | None:
     """({process: batches}, seconds) where all are at it, and none has gone on."""

@@ -255,6 +255,8 @@ class Watch:
         if pulse.speak():
           for line in self._lines.values():
             line.send(alive=True, turn=self.turn())
+        if pulse.overslept():
+          turns.begin_anew()
         if hangs := pulse.silent():
           yield hangs[0], dict(silent=hangs[1])
         if self.me.index == 0:
