@@ -167,6 +167,8 @@ def over_lanes(f: Callable) -> Callable:
 
 def apart(arrays: Any) -> Any:
   """Arrays [lanes, …], each lane in its part of "data", and otherwise as they are."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return arrays  # where shapes alone are asked for
   free = PartitionSpec.UNCONSTRAINED
 
   def one(x):
