@@ -19,6 +19,7 @@ def get_config(arg=""):
   c = blip.get_config("tiny" if tiny else "")
   c = tasks.blip_task(c, "nlvr", **numbers)
   c.data.source.classes = ("False", "True")
+  c.data.pp += "|swap_sides"
   c.model.image.drop_path = 0.1
   c.model.fusion.type = "twin"
   c.model.fusion.merge_from = 1 if tiny else 6
