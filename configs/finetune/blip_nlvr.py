@@ -19,12 +19,12 @@ def get_config(arg=""):
   c = blip.get_config("tiny" if tiny else "")
   c = tasks.blip_task(c, "nlvr", **numbers)
   c.data.source.classes = ("False", "True")
-  c.data.pp += "|swap_sides"
   c.model.image.drop_path = 0.1
   c.model.fusion.type = "twin"
   c.model.fusion.merge_from = 1 if tiny else 6
   c.objectives = dict(classify=dict(classes=2, images=2))
-  if not tiny:
+  if not tiny:  # Of scenes, left and right are places within a picture too.
+    c.data.pp += "|swap_sides"
     heads = (r"(vision|text)_proj\..*", r"itm_head\..*", "temp")
     c.init.skip = (r"text_decoder\..*", *heads)
     c.init.fresh = ("objectives_classify/.*", ".*/merge/.*")
