@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.test_parity_albef import close
+from vlp_jax import convert
 from vlp_jax.interop import formats
 from vlp_jax.interop import reader
 from vlp_jax.interop import vqkd
@@ -245,6 +246,19 @@ def test_round_trip_is_bit_exact(tensors, suffix, key, tmp_path):
   assert got.keys() == tensors.keys() | more.keys()
   for name, x in (tensors | more).items():
     assert (got[name].dtype, got[name].shape) == (x.dtype, x.shape), name
+    assert got[name].tobytes() == x.tobytes(), name
+
+
+def test_converted_there_and_back(tensors, path, tmp_path):
+  """Found from the names; what is of training alone is carried along."""
+  ours, back = str(tmp_path / "ours"), str(tmp_path / "back.pth")
+  heads = f"num_heads={HEADS}"
+  convert.main(["--weights", str(path), "--out", ours, "--set", heads])
+  to = ["--to", "vqkd", "--out", back, "--set", "key=model"]
+  convert.main(["--weights", ours, *to])
+  got = reader.load(back, key="model")
+  assert got.keys() == tensors.keys()
+  for name, x in tensors.items():
     assert got[name].tobytes() == x.tobytes(), name
 
 
