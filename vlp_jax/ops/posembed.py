@@ -208,3 +208,21 @@ def sincos2d(grid: int, width: int) -> np.ndarray:
   row, column = np.mgrid[:grid, :grid].reshape(2, -1, 1) * omega
   parts = [np.sin(column), np.cos(column), np.sin(row), np.cos(row)]
   return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def sincos1d(rows: int, width: int) -> np.ndarray:
+  """Positions in a text: float32 [rows, width], each of length 1.
+
+  Vaswani et al. 2017 (section 3.5), sines before cosines, at the length of words that
+  start with 1 / sqrt(width). Frequencies fall from 1 to 1 / 100 and not to 1 / 10000:
+  a half of those would hardly change over a caption.
+
+  Raises:
+    ValueError: if the width is odd.
+  """
+  if width % 2:
+    raise ValueError(f"sincos1d positions need an even width, not {width}.")
+  half = width // 2
+  angle = np.arange(rows)[:, None] * 100.0 ** (-np.arange(half) / half)
+  table = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+  return (table / half**0.5).astype(np.float32)
