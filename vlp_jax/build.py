@@ -175,9 +175,8 @@ def model(spec: Mapping[str, Any], *, vocab: Any, length: int) -> vlm.VLM:
       "models", towers["decoder"], "model.decoder", default="text", given=words
     )
   if "codebook" in towers:
-    dtype = {"dtype": shared["dtype"]} if "dtype" in shared else {}
     built["codebook"] = component(
-      "models.codebooks", towers["codebook"], "model.codebook", given=dtype
+      "models.codebooks", towers["codebook"], "model.codebook", given=shared
     )
   schema.check_fields(vlm.VLM, spec, "model", given=built)
   return vlm.VLM(**built, **spec)
