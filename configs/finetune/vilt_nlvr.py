@@ -30,4 +30,5 @@ def get_config(arg=""):
     c.evals = tasks.tables("classify", pp=pp, test="nlvr_test.json", **files)
     for each in c.evals.values():
       each.objective = "pair_classify"
-  return parts.on_scenes(c, 48, "nlvr") if tiny else c
+    return c
+  return parts.on_scenes(tasks.from_nothing(c, batch=64), 48, "nlvr")

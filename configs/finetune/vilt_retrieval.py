@@ -29,4 +29,5 @@ def get_config(arg=""):
     pp = "decode|fit(384, 639, 32)"
     c.evals = tasks.tables("retrieval", pp=pp, test=f"{data}_test.json")
     c.evals.test.update(every="100%", all_pairs=True, objective="text_rank")
-  return parts.on_scenes(c, 48) if tiny else c
+    return c
+  return parts.on_scenes(tasks.from_nothing(c, batch=32), 48)
