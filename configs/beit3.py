@@ -8,12 +8,14 @@
 Each step reads 2,048 images, 2,048 texts and 2,048 pairs. Base (12 layers), `:large`,
 or `:giant`, the paper's, whose last three layers have an expert of pairs (1.9 G; VQA
 test-std 84.0, COCO CIDEr 147.6). The architecture is that of the released weights
-(torchscale; `--config.init="{'type': 'beit3', 'path': FILE, 'key': 'model'}"` reads
-them); their training code is not public, and the numbers are the paper's, of giant.
-`:tiny`: seconds on a CPU, with a codebook of 32 codes that is drawn and not learned.
+(torchscale; `--config.init.rest="{'type': 'beit3', 'path': FILE, 'key': 'model',
+'fresh': ('model/codebook/.*',)}"` reads them); their training code is not public, and
+the numbers are the paper's, of giant. `:tiny`: seconds on a CPU, with a codebook of 32
+codes that is drawn and not learned.
 
-Departures: codes of DALL-E's dVAE, where the paper's are of BEiT v2's tokenizer; its
-start by layers, 1 / sqrt(2 l), is left out, as every layer has its inner norms.
+Departures: codes of BEiT v2's public tokenizer, ViT-B of 16 pixels, where theirs had a
+ViT-L and is not public; for patches of 14 it reads images at 256 pixels. The start by
+layers, 1 / sqrt(2 l), is left out, as every layer has its inner norms.
 """
 
 from configs import parts
@@ -36,7 +38,7 @@ def get_config(arg=""):
   c.tokenizer = dict(type="sentencepiece", length=length, **file)
   stack = parts.size(name)
   depths = dict(depth=stack.pop("depth"), pair_depth=pair_depth)
-  codebook, hidden = parts.dvae(res, patch, tiny=tiny)
+  codebook, hidden = parts.vqkd(res, patch, tiny=tiny)
   words = dict(length=1024, types=0, first_position=2, norm="pre")
   c.model = dict(
     image=dict(stack, type="vit", depth=0, patch=patch, res=res, mask_token=True),
@@ -49,5 +51,5 @@ def get_config(arg=""):
   c.objectives = dict(mdm=dict(kind="pairs+images+texts", **hidden))
   parts.three_kinds(c, res, 0.5, tiny=tiny, turns=("pairs+images+texts",))
   c.optim = parts.frozen(lr=1e-3, warmup=warmup, weight_decay=0.05, b2=0.98, eps=1e-6)
-  c.init = dict(codebook=parts.DVAE)
+  c.init = dict(codebook=parts.VQKD)
   return parts.on_scenes(c, res) if tiny else c

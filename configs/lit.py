@@ -9,7 +9,7 @@ where the file is. README_lit.md of big_vision: zero-shot ImageNet 73.9 (B16B_2,
 steps) and 75.7 (L16L); COCO image retrieval R@1 31.8 and 31.2, text 51.5 and 48.5.
 `--config.init="{'type': 'lit', 'path': 'LiT-B16B_2.npz'}"` reads the released file.
 `:tiny`: seconds on a CPU, on an untrained image tower.
-Recalled, not read again: batch and decay of section 5. Other numbers: big_vision's
+Batch and decay: appendices C and D of the paper. Other numbers: big_vision's
 lit_coco.py, which it has no longer. Departure: AdamW where the paper has Adafactor with
 momentum.
 """

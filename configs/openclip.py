@@ -7,7 +7,7 @@ FILE is bpe_simple_vocab_16e6.txt.gz. ViT-B/32 on 32 times LAION-400M, or `:B16`
 `:L14`: zero-shot ImageNet 62.9, 67.1, 72.8 on 128, 176 and 400 A100. DataComp's presets
 (its scale_configs.py): `:small`, `:medium`, `:large`, `:xlarge`, where unfiltered data
 give 2.5, 17.6, 45.9, 72.3, and the best filter (DataComp-1B) 79.2. `:tiny`: seconds.
-Recalled, not read again: L/14's learning rate and the warm-ups of the LAION runs.
+Learning rate of L/14: of the run at batches of 86,016, see cards/openclip.toml.
 """
 
 from configs import parts

@@ -23,6 +23,8 @@ SIZES = {
 
 # DALL-E's dVAE as transformers has it.
 DVAE = dict(type="hf_codebook", path="facebook/flava-image-codebook")
+# BEiT v2's tokenizer, of three the one that beit2/PRETRAINING.md recommends.
+VQKD = dict(type="vqkd", path="vqkd_encoder_base_decoder_3x768x12_clip-d5036aa7.pth")
 HALF = dict(image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5))
 
 # What ALBEF's official pretraining starts from: models/model_pretrain.py init_deit, and
@@ -87,11 +89,22 @@ def three_kinds(config, res, min_area, *, tiny, **data):
 
 def dvae(res, patch, *, tiny):
   """(model.codebook, fields of an objective): DALL-E's codes of patches, in blocks."""
-  codes, side = 32 if tiny else 8192, res // patch
   small = dict(hidden=8, blocks=1) if tiny else {}
+  return _codes(res // patch, dict(small, type="dvae"), 8, tiny)
+
+
+def vqkd(res, patch, *, tiny):
+  """(model.codebook, fields of an objective): BEiT v2's codes of patches, in blocks."""
+  small = size("tiny", patch=8, code_width=8) if tiny else {}
+  return _codes(res // patch, dict(small, type="vqkd"), 8 if tiny else 16, tiny)
+
+
+def _codes(side, codebook, pixels, tiny):
+  """pixels: along what has a code, in the codebook's own image."""
+  codes = 32 if tiny else 8192
   hidden = dict(targets="codebook", codes=codes, patches=side**2)
   hidden["blocks"] = 4 if tiny else 16
-  return dict(type="dvae", res=8 * side, codes=codes, **small), hidden
+  return dict(codebook, res=pixels * side, codes=codes), hidden
 
 
 def vlmo_stage(config, stage):

@@ -8,9 +8,9 @@ FILE is the SentencePiece model c4_en of 32,000 pieces. B/16 at 256 pixels, or
 80.5, 82.2, COCO image retrieval R@1 47.4, 47.2, 51.2, 50.8 (table 1 of SigLIP 2).
 `:B16_384` and `:So400m14_384` are 5 G examples more of those, at a hundredth of the
 learning rate and without decay: 78.6, 83.2. `:tiny`: seconds on a CPU.
-Recalled, not read again: decay and warm-up; big_vision's decay, 1e-4, is not multiplied
-by the learning rate, ours is. Departures: AdamW where the paper has Adafactor with
-momentum; kernels are drawn by their fan in.
+The warm-up is SigLIP 2's, as the paper states none; big_vision's decay, 1e-4, is not
+multiplied by the learning rate, ours is. Departures: AdamW where the paper has
+Adafactor with momentum; kernels are drawn by their fan in.
 """
 
 from configs import parts

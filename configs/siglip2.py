@@ -10,7 +10,7 @@ captions throughout; from 80 % on also self-distillation and masked prediction.
 `:naflex` is the last tenth for images of their own aspect ratio, stretched 3.75 times
 (B/16: 78.5, 51.1 at 256 patches): give it `--config.init`. `:tiny`: seconds on a CPU.
 Decay is 1e-4, which big_vision does not multiply by the learning rate. Recalled, not
-read again: b2, the teacher's momentum. Departures are listed in cards/siglip2.toml.
+read again: the teacher's momentum. Departures are listed in cards/siglip2.toml.
 """
 
 from configs import parts

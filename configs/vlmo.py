@@ -8,8 +8,8 @@
 the language expert alone, and the last stage all of it on pairs: contrast, matching and
 masked words. Between them, `vlp-jax convert --weights=runs/vlmo_images
 --out=runs/vlmo_images/native` makes what the next ones start from. Base, 200,000 steps
-of 1,024 pairs of GCC, SBU, COCO and VG (4 M images) on V100; VQA test-dev 76.64, NLVR2
-test-P 83.34, COCO fine-tuned text R@1 74.8, image 57.2. Numbers: microsoft/unilm vlmo
+of 1,024 pairs of GCC, SBU, COCO and VG (4 M images) on V100; VQA test-dev 76.6, NLVR2
+test-P 83.3, COCO fine-tuned text R@1 74.8, image 57.2. Numbers: microsoft/unilm vlmo
 config.py. `:tiny` is the last stage, fresh, in seconds on a CPU.
 
 Positions are biases of attention by distance. Departure: contrast reads the experts of

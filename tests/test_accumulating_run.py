@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests import processes
 from tests import runs
 
 ITC = (
@@ -14,7 +15,6 @@ ITC = (
   "model.fusion=None",
   "model.image.dropout=0.0",
   "model.text.dropout=0.0",
-  "sharding.mesh={'fsdp': 2}",
   "total=3",
   "optim.warmup=1",
 )
@@ -27,18 +27,38 @@ MICROBATCHES = (
 )
 
 
-@pytest.mark.slow
-def test_the_log_is_that_of_a_plain_run(tmp_path):
-  kinds = {"plain": (), "streamed": MICROBATCHES}
-  started = {}
-  for name, more in kinds.items():
-    options = [f"--config.{item}" for item in (*ITC, *more)]
-    started[name] = runs.start(tmp_path / name, *options, devices=2)
-  logs = []
-  for name, process in started.items():
-    runs.finish(process, tmp_path / name)
-    logs.append(runs.metrics(tmp_path / name))
-  assert [line.keys() for line in logs[0]] == [line.keys() for line in logs[1]]
-  for line, other in zip(*logs, strict=True):
+pytestmark = pytest.mark.slow
+
+
+def options(mesh, *more):
+  items = (*ITC, f"sharding.mesh={{'{mesh}': 2}}", *more)
+  return [f"--config.{item}" for item in items]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("plain") / "run"
+  runs.finish(runs.start(folder, *options("data"), devices=2), folder)
+  return runs.metrics(folder)
+
+
+def check(folder, plain):
+  lines = runs.metrics(folder)
+  assert [line.keys() for line in lines] == [line.keys() for line in plain]
+  for line, other in zip(plain, lines, strict=True):
     for key, value in line.items():
       np.testing.assert_allclose(other[key], value, rtol=1e-4, err_msg=key)
+
+
+@pytest.mark.parametrize("mesh", ["data", "fsdp"])
+def test_the_log_is_that_of_a_plain_run(mesh, plain, tmp_path):
+  folder = tmp_path / "run"
+  runs.finish(runs.start(folder, *options(mesh, *MICROBATCHES), devices=2), folder)
+  check(folder, plain)
+
+
+def test_two_processes_sum_their_gradients_at_the_end(plain, tmp_path):
+  folder = tmp_path / "run"
+  started = processes.start(folder, *options("data", *MICROBATCHES))
+  processes.finish(started, folder)
+  check(folder, plain)

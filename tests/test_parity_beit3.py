@@ -133,6 +133,23 @@ def test_starts_a_model(params):
   with pytest.raises(ValueError, match=r"unknown tensors[\s\S]*mlm_head"):
     beit3.init(shapes, path=WEIGHTS)
   beit3.init(shapes, path=WEIGHTS, skip=(r"m[il]m_head\..*",))
+  with pytest.raises(ValueError, match="act='relu', but the checkpoint wants 'gelu'"):
+    beit3.init(shapes, path=WEIGHTS, model=model(act="relu"))
+  # With a codebook of another file, as configs/beit3.py starts from the released ones.
+  table = jax.ShapeDtypeStruct((30, 4), np.float32)
+  beside = {"model": own["model"] | {"codebook": {"table": table}}}
+  beside["objectives_mdm"] = own["objectives_mdm"]
+  with pytest.raises(ValueError, match="does not have.*\n.*model/codebook/table"):
+    beit3.init(beside, path=WEIGHTS)
+  got = beit3.init(beside, path=WEIGHTS, fresh=("model/codebook/.*",), model=model())
+  assert got["model"].pop("codebook") == {"table": table}
+  jax.tree.map(np.testing.assert_array_equal, got, own)
+  # And what was trained with one goes back without it.
+  own["model"]["codebook"] = {"table": np.ones((30, 4), np.float32)}
+  made = beit3.of_model(model(), own).params
+  assert "codebook" not in made["model"]
+  assert beit3.export(made).keys() == reader.load(WEIGHTS).keys()
+  del own["model"]["codebook"]
   # What is made here has nothing in the rows that stand for nothing.
   written = beit3.export(own)
   assert not written[beit3.POSITIONS][:2].any()

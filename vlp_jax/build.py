@@ -28,6 +28,7 @@ from vlp_jax.models import vlm
 from vlp_jax.training import accumulate
 from vlp_jax.training import distributed
 from vlp_jax.training import guard as guard_lib
+from vlp_jax.training import microbatch
 from vlp_jax.training import optim as optim_lib
 from vlp_jax.training import preemption as preemption_lib
 from vlp_jax.training import sharding as sharding_lib
@@ -174,9 +175,8 @@ def model(spec: Mapping[str, Any], *, vocab: Any, length: int) -> vlm.VLM:
       "models", towers["decoder"], "model.decoder", default="text", given=words
     )
   if "codebook" in towers:
-    dtype = {"dtype": shared["dtype"]} if "dtype" in shared else {}
     built["codebook"] = component(
-      "models.codebooks", towers["codebook"], "model.codebook", given=dtype
+      "models.codebooks", towers["codebook"], "model.codebook", given=shared
     )
   schema.check_fields(vlm.VLM, spec, "model", given=built)
   return vlm.VLM(**built, **spec)
@@ -288,17 +288,18 @@ class Job:
     )
 
   @property
-  def layout(self) -> accumulate.Layout:
+  def layout(self) -> microbatch.Layout:
     """The microbatches of a step.
 
     Raises:
       ValueError: `config.accumulate` cannot be had.
     """
-    return accumulate.layout(
+    return microbatch.layout(
       self.pretrainer.objectives,
       batch_size=self.config.batch_size,
       count=self.config.accumulate,
       parts=sharding_lib.batch_parts(self.mesh),
+      lanes=sharding_lib.lanes(self.mesh, self.sharding),
     )
 
 

@@ -45,6 +45,7 @@ SEAMS = {
   "model.image": ("models", "vit"),
   "model.text": ("models", "text"),
   "model.fusion": ("models.fusion", None),
+  "model.codebook": ("models.codebooks", None),
   "model": ("", "vlp_jax.models.vlm:VLM"),
 }
 

@@ -24,6 +24,7 @@ from vlp_jax.interop import initial
 from vlp_jax.ops import tree
 from vlp_jax.training import cache
 from vlp_jax.training import checkpoint
+from vlp_jax.training import distributed
 from vlp_jax.training import guard
 from vlp_jax.training import preemption
 from vlp_jax.training import sharding
@@ -104,6 +105,7 @@ def _train(job, stop, *, first, start_time):
     sharding.use(job.mesh, job.sharding),
   ):
     until_the_end.enter_context(contextlib.closing(batches))
+    until_the_end.enter_context(distributed.going_on(progress.turn))
     profiler = _profiler(job, until_the_end)
 
     def evaluate_now(names):

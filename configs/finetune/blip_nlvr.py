@@ -23,7 +23,8 @@ def get_config(arg=""):
   c.model.fusion.type = "twin"
   c.model.fusion.merge_from = 1 if tiny else 6
   c.objectives = dict(classify=dict(classes=2, images=2))
-  if not tiny:
+  if not tiny:  # Of scenes, left and right are places within a picture too.
+    c.data.pp += "|swap_sides"
     heads = (r"(vision|text)_proj\..*", r"itm_head\..*", "temp")
     c.init.skip = (r"text_decoder\..*", *heads)
     c.init.fresh = ("objectives_classify/.*", ".*/merge/.*")

@@ -14,6 +14,7 @@ from vlp_jax.data import records
 from vlp_jax.data.sources import task
 from vlp_jax.data.tokenizers import wordpiece
 from vlp_jax.objectives import classify
+from vlp_jax.objectives import pair_classify
 from vlp_jax.objectives import vqa
 
 PP = "decode|resize(8)"
@@ -89,6 +90,43 @@ def test_two_images(folder):
   np.testing.assert_array_equal(pairs["image"][0], pairs["image2"][1])
   assert (pairs["image"][0] != pairs["image2"][0]).any()
   assert sorted(train["label"].tolist()) == [0, 1]
+
+
+def test_two_images_that_change_places(folder):
+  """With their sizes and the words for their sides, in training alone."""
+  for seed, name in enumerate(("wide", "tall")):
+    picture = pictures.pixels(*((24, 12), (12, 24))[seed], seed=seed + 5)
+    (folder / f"{name}.png").write_bytes(pictures.encoded(picture))
+  rows = [dict(images=["wide.png", "tall.png"], sentence="a dog left", label=1)]
+  source = task.Source(table(folder, rows))
+  columns = columns_lib.of({"task": pair_classify.Objective(4)}, res=8)
+
+  def batch(pp):
+    common = dict(batch_size=1, seed=0, columns=columns)
+    return next(pipeline.train_batches(source, pp, TOKENIZER, **common))
+
+  plain, swapped = (batch(f"decode|fit(8, 8, 4)|swap_sides({p})") for p in (0.0, 1.0))
+  assert (plain["image_size"] != plain["image2_size"]).any()
+  for name in ("image", "image_size"):
+    second = name.replace("image", "image2")
+    np.testing.assert_array_equal(plain[name], swapped[second])
+    np.testing.assert_array_equal(plain[second], swapped[name])
+  (left,), (right,) = (
+    TOKENIZER.encode(["a dog left"])[0],
+    TOKENIZER.encode(["a dog right"])[0],
+  )
+  np.testing.assert_array_equal(plain["text"][0], left)
+  np.testing.assert_array_equal(swapped["text"][0], right)
+  assert swapped["label"].tolist() == [1]
+  one = columns_lib.of({"task": classify.Objective(width=4, classes=2)}, res=8)
+  with pytest.raises(ValueError, match=r"data\.pp.*swap_sides wants two images"):
+    pipeline.train_batches(
+      source, f"{PP}|swap_sides", TOKENIZER, batch_size=1, seed=0, columns=one
+    )
+  with pytest.raises(ValueError, match="evaluation: .*swap_sides is for training"):
+    evaluation.eval_pairs(
+      source, f"{PP}|swap_sides", TOKENIZER, batch_size=1, columns=columns
+    )
 
 
 def test_answers_with_their_weights(folder):

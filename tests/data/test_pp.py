@@ -42,6 +42,7 @@ def test_words_are_the_public_ops():
   assert set(pp.words()) == {
     "decode", "resize", "resize_shorter", "center_crop", "random_resized_crop", "flip",
     "randaugment", "clean", "fit", "random_crop", "naflex", "prompt", "regions",
+    "swap_sides",
   }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The dVAE's encoder: equal to transformers', frozen, and read from files.
+"""Codebooks. The dVAE: equal to transformers', frozen, and read from files.
 
 tests/reference/hf/flava_codebook: FlavaImageCodebook of transformers; see its README.
 Tolerance as in test_parity_albef.py.
@@ -18,6 +18,7 @@ from vlp_jax.interop import hf
 from vlp_jax.interop import hf_codebook
 from vlp_jax.interop import reader
 from vlp_jax.models.codebooks import dvae
+from vlp_jax.models.codebooks import vqkd
 from vlp_jax.ops import blocks
 
 REFERENCE = pathlib.Path(__file__).parents[1] / "reference" / "hf" / "flava_codebook"
@@ -116,6 +117,52 @@ def test_an_image_of_another_size_is_made_small():
   assert small.shape == (2, 32, 32, 3)
   assert 0.1 <= small.min() and small.max() <= 0.9 + 1e-6
   np.testing.assert_allclose(small[0, 16, 5, 0], 0.1 + 0.8 * 32.5 / 63, atol=2e-3)
+
+
+# --- BEiT v2's tokenizer; its files are in tests/interop/test_vqkd.py -----------------
+
+
+@pytest.mark.parametrize("unit", [True, False])
+def test_the_nearest_code(unit):
+  """Against slow numpy: the largest cosine where codes have length 1, as published."""
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(3, 7, 5)).astype(np.float32)
+  x[1, 2] = 0.0
+  table = rng.normal(size=(40, 5)).astype(np.float32)
+  table[30] = table[4]  # Of two that are as near, the first.
+  if unit:
+    table /= np.linalg.norm(table, axis=1, keepdims=True)
+  got = vqkd.nearest(jnp.asarray(x), jnp.asarray(table))
+  assert got.shape == (3, 7) and got.dtype == jnp.int32
+  for b, p in np.ndindex(3, 7):
+    length = np.linalg.norm(x[b, p])
+    z = x[b, p] / length if length else x[b, p]
+    assert got[b, p] != 30
+    if unit and length:
+      assert got[b, p] == max(range(40), key=lambda j: z @ table[j] - 1e-6 * j)
+    if not unit:
+      assert got[b, p] == min(range(40), key=lambda j: ((z - table[j]) ** 2).sum())
+
+
+def test_pixels_and_sizes_of_the_tokenizer():
+  made = vqkd.Codebook(
+    res=16, patch=8, width=8, depth=1, num_heads=2, mlp_dim=8, codes=6, code_width=4
+  )
+  image = jnp.linspace(0, 1, 32)[None, :, None, None] * jnp.ones((2, 32, 32, 3))
+  small = made.small(image)
+  assert small.shape == (2, 16, 16, 3) and made.patches == 4
+  assert -1 <= small.min() and small.max() <= 1
+  np.testing.assert_allclose(small[0, 5, 3, 0], 2 * (10.5 / 31) - 1, atol=2e-3)
+  np.testing.assert_array_equal(
+    made.small(image[:, :16, :16]), 2 * image[:, :16, :16] - 1
+  )
+  # Drawn codes have length 1.
+  params = nn.unbox(jax.jit(made.init)(jax.random.key(0), image))["params"]
+  np.testing.assert_allclose(jnp.linalg.norm(params["table"], axis=1), 1.0, rtol=1e-6)
+  with pytest.raises(
+    ValueError, match=r"model\.codebook: res=16 is not a mult.*patch=7"
+  ):
+    jax.eval_shape(made.clone(patch=7).init, jax.random.key(0), image)
 
 
 # --- Which patches are hidden ---------------------------------------------------------

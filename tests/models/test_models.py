@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from tests import tiny
 from vlp_jax.models import text
 from vlp_jax.models import vit
+from vlp_jax.ops import posembed
 from vlp_jax.ops import tree
 
 
@@ -124,6 +126,22 @@ def test_causal_text_does_not_look_ahead():
   b = module.apply(variables, changed, mask).x
   np.testing.assert_allclose(a[:, :6], b[:, :6], atol=1e-6)
   assert np.abs(a[:, 6:] - b[:, 6:]).max() > 1e-3
+
+
+def test_positions_may_start_as_sines_and_are_learned():
+  sizes = dict(vocab=tiny.VOCAB, width=16, depth=1, num_heads=2, mlp_dim=32, length=10)
+  module = text.Encoder(**sizes, posemb="learned_sincos")
+  ids, mask = jnp.asarray(tiny.batch(2)["text"]), jnp.ones((2, 10), bool)
+  variables = nn.unbox(jax.jit(module.init)(jax.random.key(0), ids, mask))
+  table = variables["params"]["position"]["embedding"]
+  np.testing.assert_array_equal(table, posembed.sincos1d(10, 16))
+  loss = lambda v: jnp.square(module.apply(v, ids, mask).x[:, 0, 0]).sum()
+  grads = jax.jit(jax.grad(loss))(variables)["params"]["position"]["embedding"]
+  assert (np.abs(grads).max(axis=1) > 0).all()
+  # Nothing else of the model starts otherwise.
+  plain = nn.unbox(jax.jit(text.Encoder(**sizes).init)(jax.random.key(0), ids, mask))
+  del variables["params"]["position"], plain["params"]["position"]
+  jax.tree.map(np.testing.assert_array_equal, variables, plain)
 
 
 @pytest.mark.parametrize("pool", ["first", "last", "mean", "map"])

@@ -9,8 +9,8 @@ from vlp_jax.models import vit
 from vlp_jax.nn import stem
 
 
-def make(patch=6, width=8, res=12):
-  module = stem.ConvStem(patch=patch, width=width)
+def make(patch=6, width=8, res=12, **fields):
+  module = stem.ConvStem(patch=patch, width=width, **fields)
   image = np.random.default_rng(0).normal(size=(2, res, res, 3)).astype(np.float32)
   return module, nn.unbox(module.init(jax.random.key(0), image)), image
 
@@ -45,6 +45,24 @@ def test_it_is_strided_convolutions_with_relu_between():
   np.testing.assert_allclose(got, x.reshape(2, 4, 8), rtol=1e-5, atol=1e-5)
 
 
+def test_deep_it_has_one_without_stride_behind_each_in_between():
+  module, variables, image = make(patch=12, deep=True)
+  params = {k: np.float64(v) for k, v in variables["params"].items()}
+  kernels = {k: v.shape for k, v in params.items() if "kernel" in k}
+  assert kernels == {
+    "kernel_0": (5, 5, 3, 2),
+    "kernel_1": (3, 3, 2, 4),
+    "kernel_2": (3, 3, 4, 4),
+    "kernel_3": (3, 3, 4, 8),
+  }
+  x = np.float64(image)
+  for i, stride in enumerate((3, 2, 1, 2)):
+    x = np.maximum(x, 0) if i else x
+    x = convolve(x, params[f"kernel_{i}"], params[f"bias_{i}"], stride)
+  got = module.apply(variables, image)
+  np.testing.assert_allclose(got, x.reshape(2, 1, 8), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
   ("number", "factors"), [(12, [3, 2, 2]), (16, [2] * 4), (14, [7, 2]), (7, [7])]
 )
@@ -57,10 +75,12 @@ def encoder(**fields):
   return vit.Encoder(**sizes | fields)
 
 
-def test_an_encoder_with_it():
+@pytest.mark.parametrize("kind", ["conv", "conv_deep"])
+def test_an_encoder_with_it(kind):
   image = np.ones((2, 16, 16, 3), np.float32)
-  module = encoder(stem="conv", init_std=None)
+  module = encoder(stem=kind, init_std=None)
   variables = nn.unbox(module.init(jax.random.key(0), image))
+  assert len(variables["params"]["stem"]) == {"conv": 6, "conv_deep": 8}[kind]
   assert "stem" in variables["params"] and "patch" not in variables["params"]
   loss = lambda v: module.apply(v, image).x.std()
   grads = jax.grad(loss)(variables)["params"]["stem"]

@@ -99,3 +99,19 @@ def test_sincos2d_entry_by_entry():
         np.testing.assert_allclose(row[i::2], want, atol=1e-6)
   with pytest.raises(ValueError, match="multiple of 4"):
     posembed.sincos2d(3, 6)
+
+
+def test_sincos1d_entry_by_entry():
+  got = posembed.sincos1d(5, 6)
+  assert got.shape == (5, 6) and got.dtype == np.float32
+  for at in range(5):
+    for i in range(3):
+      angle = at / 100 ** (i / 3)
+      want = np.array([np.sin(angle), np.cos(angle)]) / 3**0.5
+      np.testing.assert_allclose(got[at, i::3], want, atol=1e-6)
+  np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1.0, rtol=1e-6)
+  # What lies one back is the same turn of every position.
+  near = got @ got.T
+  np.testing.assert_allclose(np.diag(near, 1), near[0, 1], rtol=1e-5)
+  with pytest.raises(ValueError, match="even width, not 5"):
+    posembed.sincos1d(3, 5)

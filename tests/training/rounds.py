@@ -1,12 +1,14 @@
 """A run without a model: processes that tell each other their number, round by round.
 
-ROUNDS: how many; MISTAKE: which process makes one (or all), in the second round.
-FOLDER: what else they do together is checked before, on two devices each.
+ROUNDS: how many; MISTAKE: which process makes one (or all), in the second round; STUCK:
+which is stuck there. FOLDER: what else they do together is checked before, on two
+devices each.
 """
 
 import os
 import pathlib
 import sys
+import threading
 import time
 
 import jax
@@ -61,13 +63,17 @@ def main():
     if "FOLDER" in os.environ:
       check_meshes()
       check_made_once()
-    for done in range(int(os.environ["ROUNDS"])):
-      got = multihost_utils.process_allgather(np.int32(me))
-      assert got.tolist() == list(range(jax.process_count()))
-      print("round", done, flush=True)
-      if done and os.environ.get("MISTAKE") in (str(me), "all"):
-        cluster.find({"VLP_JAX_COORDINATOR": "nowhere"})
-      time.sleep(0.05)
+    done = 0
+    with distributed.going_on(lambda: done):
+      for done in range(int(os.environ["ROUNDS"])):
+        got = multihost_utils.process_allgather(np.int32(me))
+        assert got.tolist() == list(range(jax.process_count()))
+        print("round", done, flush=True)
+        if done and os.environ.get("MISTAKE") in (str(me), "all"):
+          cluster.find({"VLP_JAX_COORDINATOR": "nowhere"})
+        if done and os.environ.get("STUCK") == str(me):
+          threading.Event().wait()
+        time.sleep(0.05)
   sys.exit(0)
 
 

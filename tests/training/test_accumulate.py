@@ -15,9 +15,10 @@ from vlp_jax.objectives import itc
 from vlp_jax.objectives import itm
 from vlp_jax.objectives import lm
 from vlp_jax.objectives import mlm
-from vlp_jax.objectives import self_distill
 from vlp_jax.ops import tree
+from vlp_jax.planning import cost as cost_lib
 from vlp_jax.training import accumulate
+from vlp_jax.training import microbatch
 from vlp_jax.training import optim as optim_lib
 from vlp_jax.training import sharding as sharding_lib
 from vlp_jax.training import step as step_lib
@@ -41,15 +42,15 @@ def clip(**fields):
   )
 
 
-def albef(layout="triples"):
+def albef(layout="triples", queue=QUEUE, group=GROUP):
   built = tiny.model(depth=1)
   width = built.text.width
   words = dict(vocab=tiny.VOCAB, width=width)
   return pretrainer_lib.Pretrainer(
     built,
     dict(
-      itc=itc.Objective(queue=QUEUE, distill=0.4),
-      itm=itm.Objective(width=width, group=GROUP, exclude="pair", layout=layout),
+      itc=itc.Objective(queue=queue, distill=0.4),
+      itm=itm.Objective(width=width, group=group, exclude="pair", layout=layout),
       mlm=mlm.Objective(**words, rate=0.3, distill=0.4, max_masked=3),
     ),
     dict(itc=1.0, itm=0.5, mlm=2.0),
@@ -146,11 +147,12 @@ def make(name, count, mesh):
 
 def stages(name, count, mesh):
   module, tx, schedule, _ = parts(name)
-  layout = accumulate.layout(
+  layout = microbatch.layout(
     module.objectives,
     batch_size=BATCH,
     count=count,
     parts=sharding_lib.batch_parts(mesh),
+    lanes=sharding_lib.lanes(mesh, sharding_lib.Sharding()),
   )
   return accumulate.make_stages(
     module,
@@ -268,88 +270,24 @@ def test_streamed_from_the_host_it_is_the_same_step(name, count, shape):
   assert times["embed"] == times["backward"] == count and times["apply"] == 1
 
 
-# --- Layouts and errors --------------------------------------------------------
-
-
-def test_microbatches_are_cut_where_rows_lie():
-  layout = accumulate.Layout(16, count=2, parts=4)
-  rows = np.arange(16)
-  first, second = (np.asarray(layout.take(rows, i)) for i in range(2))
-  # Each of four devices has four neighbours, of whom two are in each.
-  np.testing.assert_array_equal(first, [0, 1, 4, 5, 8, 9, 12, 13])
-  np.testing.assert_array_equal(second, [2, 3, 6, 7, 10, 11, 14, 15])
-  again = layout.put(layout.put(np.zeros(16, int), first, 0), second, 1)
-  np.testing.assert_array_equal(again, rows)
-
-
-@pytest.mark.parametrize(
-  "batch_size, count, mesh_parts, group, want",
-  [
-    (512, 4, 8, 16, 8),  # 16 rows of a device: a group
-    (512, 4, 8, 64, 2),  # a group over four devices
-    (512, 4, 8, 128, 1),
-    (512, 16, 1, 32, 1),
-  ],
-)
-def test_groups_stay_together(batch_size, count, mesh_parts, group, want):
-  objectives = dict(itm=itm.Objective(width=8, group=group))
-  layout = accumulate.layout(
-    objectives, batch_size=batch_size, count=count, parts=mesh_parts
+def test_gradients_are_summed_over_devices_once_a_step():
+  mesh, sharding = place(dict(data=8))
+  module, tx, *_ = parts("siglip")
+  where = step_lib.abstract_state(
+    module, tx, like(inputs()), ema=False, mesh=mesh, sharding=sharding
   )
-  assert layout.parts == want
-  rows = np.arange(batch_size)
-  for number in range(count):
-    groups = np.asarray(layout.take(rows, number)).reshape(-1, group)
-    assert (groups // group == groups[:, :1] // group).all()
-    assert (groups % group == np.arange(group)).all()
-
-
-@pytest.mark.parametrize(
-  "objective, fields, message",
-  [
-    (
-      itm.Objective(width=8),
-      {},
-      "objectives.itm.group=None: negatives .* set objectives.itm.group to 4 or",
-    ),
-    (
-      itm.Objective(width=8, group=8),
-      {},
-      "objectives.itm.group=8: .* which has 4 rows: set objectives.itm.group to 4",
-    ),
-    (
-      mlm.Objective(vocab=tiny.VOCAB, width=8, drop_worst=0.2),
-      {},
-      "objectives.mlm.drop_worst=0.2 compares the losses of the whole batch",
-    ),
-    (
-      self_distill.Objective(),
-      {},
-      "accumulate=4: objectives.it does not say how it is had by microbatches",
-    ),
-    (
-      itc.Objective(),
-      dict(count=3),
-      "accumulate=3: batch_size=16 does not make .*: choose batch_size a multiple of 6",
-    ),
-    (
-      itc.Objective(),
-      dict(count=16),
-      "accumulate=16: batch_size=16 does not .* data x fsdp = 2: .* a multiple of 32",
-    ),
-  ],
-)
-def test_what_cannot_be_accumulated(objective, fields, message):
-  fields = dict(batch_size=16, count=4, parts=2) | fields
-  with pytest.raises(ValueError, match="config: " + message):
-    accumulate.layout(dict(it=objective), **fields)
-
-
-def test_nothing_is_asked_of_objectives_that_are_not_accumulated():
-  layout = accumulate.layout(
-    dict(it=self_distill.Objective()), batch_size=15, count=1, parts=2
-  )
-  assert layout.count == 1
+  size = sum(4 * x.size for x in jax.tree.leaves(where.params))
+  with sharding_lib.use(mesh, sharding):
+    taken = stepping.Streamed(stages("siglip", 2, mesh), where, like(inputs()), mesh)
+    programs = {program.name: program for program in taken.programs}
+    sent = {}
+    for name in ("backward", "apply"):
+      program = programs[name]
+      text = program.fn.lower(*program.args).compile().as_text()
+      sums = cost_lib.of(text, devices=8).by_kind()
+      sent[name] = {kind: row["bytes"] for kind, row in sums.items()}
+  assert sent["backward"].get("all-reduce", 0) < 0.01 * size, sent
+  assert sent["apply"] == {"all-reduce": size}
 
 
 # --- What encoders draw --------------------------------------------------------
@@ -373,10 +311,11 @@ class Dropping:
     return (jnp.sum(embedded["live"]["zimg"] ** 2), ({}, {})), {"memory": {}}
 
 
-def test_both_passes_over_a_microbatch_draw_the_same_and_others_differ():
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_both_passes_over_a_microbatch_draw_the_same_and_others_differ(lanes):
   # The loss is a^2 times the squares of what is drawn, so its gradient by microbatches
   # is 2 a times that only if the second pass draws what the first did.
-  module, layout = Dropping({}), accumulate.Layout(8, count=4)
+  module, layout = Dropping({}), microbatch.Layout(8, 4, parts=lanes, lanes=lanes)
   stages = accumulate.make_stages(
     module,
     optax.sgd(1.0),
@@ -395,9 +334,11 @@ def test_both_passes_over_a_microbatch_draw_the_same_and_others_differ():
     memory={},
   )
   batch = {"x": jnp.zeros(8)}
-  new, metrics = jax.jit(accumulate.make_train_step(stages))(state, batch)
+  with sharding_lib.use(*place(dict(data=lanes))):
+    new, metrics = jax.jit(accumulate.make_train_step(stages))(state, batch)
+    rows = [stages.embed(state, {"x": jnp.zeros(2)}, i, None) for i in range(4)]
   moved = params["a"] - new.params["a"]
   np.testing.assert_allclose(moved, 2 * metrics["loss"].value() / 3.0, rtol=1e-6)
-  rows = [stages.embed(state, {"x": jnp.zeros(2)}, i, None) for i in range(4)]
-  drawn = np.stack([np.asarray(each["live"]["zimg"])[0] for each in rows])
-  assert len(np.unique(drawn)) == drawn.size
+  # One draw for each lane of each microbatch.
+  drawn = np.stack([np.asarray(each["live"]["zimg"])[:: 2 // lanes] for each in rows])
+  assert len(np.unique(drawn)) == drawn.size == 4 * lanes * len(step_lib.STREAMS)

@@ -57,6 +57,7 @@ def test_half_an_environment_is_a_mistake(tmp_path):
 def test_they_work_and_end_together(tmp_path):
   """Each feeds its rows on any mesh, and has what process 0 made: see rounds.py."""
   env = {"ROUNDS": "3", "FOLDER": str(tmp_path / "folder")}
+  env |= {"VLP_JAX_HANG_TIMEOUT": "0"}  # which JAX's service has to take, too
   started = processes.start(tmp_path / "run", module=ROUNDS, devices=2, **env)
   logs = processes.finish(started, tmp_path / "run")
   assert "2 processes met after" in logs[0]
@@ -79,6 +80,71 @@ def test_one_is_killed(tmp_path, gone):
   assert "the same command on all goes on from the last checkpoint" in logs[left]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("hangs", [0, 1])
+def test_one_hangs(tmp_path, hangs):
+  """JAX ends the other after 100 s by SIGABRT, with a stack and without a name."""
+  started = rounds(tmp_path / "run", VLP_JAX_HANG_TIMEOUT="5")
+  started[hangs].send_signal(signal.SIGSTOP)
+  begun = time.monotonic()
+  left = 1 - hangs
+  try:
+    assert started[left].wait(timeout=60) == 75
+    assert 3 < time.monotonic() - begun < 20  # the last sign may be a second old
+    (said,) = [
+      x for x in processes.log(tmp_path / "run", left).splitlines() if "error" in x
+    ]
+    assert f"vlp_jax: error: process {hangs} (" in said
+    assert f"pid {started[hangs].pid}) hangs: no sign of life for 5 s" in said
+    assert (
+      "End it: the same command on all goes on from the last checkpoint" not in said
+    )
+    assert f"So process {left} (" in said
+    # Woken, it leaves as well, unless JAX is quicker.
+    started[hangs].send_signal(signal.SIGCONT)
+    assert started[hangs].wait(timeout=60) in (75, -signal.SIGABRT)
+  finally:
+    for process in started:
+      process.kill()
+      process.wait()
+
+
+@pytest.mark.slow
+def test_all_are_suspended_and_go_on(tmp_path):
+  """As by `scontrol suspend`, for longer than any limit."""
+  limits = dict(VLP_JAX_HANG_TIMEOUT="2", VLP_JAX_STALL_TIMEOUT="3", ROUNDS="150")
+  started = rounds(tmp_path / "run", **limits)
+  for number in (signal.SIGSTOP, signal.SIGCONT):
+    for process in started:
+      process.send_signal(number)
+    time.sleep(5)
+  processes.finish(started, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stuck", [0, 1])
+def test_one_gets_no_data(tmp_path, stuck):
+  """It lives, and waits for a file system, say; the other waits for it."""
+  limits = dict(VLP_JAX_HANG_TIMEOUT="2", VLP_JAX_STALL_TIMEOUT="4")
+  started = rounds(tmp_path / "run", STUCK=str(stuck), **limits)
+  begun = time.monotonic()
+  logs = processes.finish(started, tmp_path / "run", codes=(75, 75))
+  assert time.monotonic() - begun < 20
+  for log in logs:
+    (said,) = [line for line in log.splitlines() if "vlp_jax: error" in line]
+    assert (
+      f"process {stuck} (" in said and ") is waited for: nobody has taken a" in said
+    )
+    assert "it has got 1 and others 2 batches: do its data come?" in said
+    assert "the same command on all goes on from the last checkpoint" in said
+
+
+def test_a_limit_that_is_none(tmp_path):
+  started = processes.start(tmp_path / "run", only=(0,), VLP_JAX_HANG_TIMEOUT="soon")
+  (log,) = processes.finish(started, tmp_path / "run", codes=(2,))
+  assert "VLP_JAX_HANG_TIMEOUT='soon': want seconds." in log
+
+
 @pytest.mark.parametrize("wrong", [0, 1])
 def test_a_mistake_of_one_ends_both(tmp_path, wrong):
   started = rounds(tmp_path / "run", MISTAKE=str(wrong))
@@ -94,6 +160,15 @@ def test_a_mistake_of_all_is_told_by_all(tmp_path):
   started = rounds(tmp_path / "run", MISTAKE="all")
   for log in processes.finish(started, tmp_path / "run", codes=(2, 2)):
     assert log.count("vlp_jax: error: VLP_JAX_COORDINATOR without") == 1
+
+
+def lines(workdir, steps):
+  """Of metrics.jsonl: a line a step, and those of the evaluations at the end."""
+  found = runs.metrics(workdir)
+  trained, rest = found[:steps], found[steps:]
+  assert [line["step"] for line in trained] == list(range(1, steps + 1))
+  assert all(line["step"] == steps for line in rest)
+  return trained, rest
 
 
 @pytest.mark.slow
@@ -122,8 +197,8 @@ def test_a_killed_run_goes_on_and_equals_one_process(tmp_path):
   assert f"goes on from step {killed_at}" in log
   assert "2 x cpu, mesh 2x1x1" in log
   assert "step" not in other  # one process alone tells and writes
-  got, want = runs.metrics(two), runs.metrics(alone)
-  assert [line["step"] for line in got] == list(range(1, steps + 1))
+  (got, ended), (want, ended_alone) = (lines(run, steps) for run in (two, alone))
+  assert ended == ended_alone and len(ended) == len(evals)
   for line, other in zip(got, want, strict=True):
     for name in ("loss", "itc", "itm", "mlm"):
       assert abs(line[name] - other[name]) <= LOSS_TOLERANCE * abs(other[name]), (

@@ -22,12 +22,12 @@ def place(port, index, count=3):
   return cluster.Place(f"localhost:{port}", count, index, "a test")
 
 
-def meet(port, indices, count=3, limit=20.0):
+def meet(port, indices, count=3, limit=20.0, **limits):
   """{place: Watch, or the error} of all, who start at once."""
   with futures.ThreadPoolExecutor(8) as pool:
-    made = [
-      pool.submit(rendezvous.meet, place(port, i, count), limit=limit) for i in indices
-    ]
+    limits |= dict(limit=limit)
+    where = [place(port, index, count) for index in indices]
+    made = [pool.submit(rendezvous.meet, each, **limits) for each in where]
     return [kept(each.exception() or each.result()) for each in made]
 
 
@@ -179,3 +179,74 @@ def test_last_words_reach_all(port, failing):
       assert (loss.why, loss.code) == ("ValueError: config: lr", 2)
     for i in others:
       hang_up(watches[i])
+
+
+# --- Who hangs ---
+
+
+def test_all_say_that_they_live_and_process_0_says_how_often(port):
+  watches = meet(port, [0, 1, 2], silence=0.4)
+  assert [watch.silence for watch in watches] == [0.4] * 3
+  found = losses(watches)
+  time.sleep(1.2)
+  # One that is at its end waits for the others, and hangs no more than they do.
+  with futures.ThreadPoolExecutor(3) as pool:
+    ends = [pool.submit(watches[2].end)]
+    time.sleep(0.6)
+    ends += [pool.submit(watch.end) for watch in watches[:2]]
+    for end in ends:
+      end.result(timeout=10)
+  assert all(each.empty() for each in found)
+
+
+@pytest.mark.parametrize("hanging", [0, 1])
+def test_one_that_says_nothing_hangs(port, hanging):
+  watches = meet(port, [0, 1, 2], silence=0.4)
+  # Its connections stay, but nobody reads or writes there.
+  found = losses([w for w in watches if w.me.index != hanging])
+  loss = found[0].get(timeout=10)
+  assert (loss.peer.index, loss.why, loss.code) == (hanging, None, None)
+  assert 0.4 < loss.silent < 2
+  if hanging:
+    watches[0].pass_on(loss, wait=0.1)
+  other = found[1].get(timeout=10)
+  assert other.peer.index == hanging and 0.4 < other.silent < 2
+
+
+def test_without_a_limit_it_may_be_silent(port):
+  watches = meet(port, [0, 1], count=2)
+  (found,) = losses(watches[:1])
+  with pytest.raises(queue.Empty):
+    found.get(timeout=0.5)
+  hang_up(watches[1])
+  assert found.get(timeout=10).silent is None
+
+
+@pytest.mark.parametrize("behind", [0, 2, None])
+def test_the_one_that_all_wait_for(port, behind):
+  """All give signs of life, but none gets another batch."""
+  watches = meet(port, [0, 1, 2], silence=0.4, stand=0.8)
+  for watch in watches:
+    watch.turn = lambda turn=8 - (watch.me.index == behind): turn
+  found = losses(watches)
+  for each in found[:1]:
+    loss = each.get(timeout=10)
+    assert (loss.peer.index, loss.why, loss.silent) == (behind or 0, None, None)
+    assert "nobody has taken a step for 1 s; " in loss.stands
+    told = "it has got 7 and others 8 batches: do its data come?"
+    assert (told in loss.stands) == (behind is not None)
+  watches[0].pass_on(loss, wait=0.1)
+  for each in found[1:]:
+    assert each.get(timeout=10) == loss
+
+
+def test_who_evaluates_or_goes_on_is_not_waited_for(port):
+  watches = meet(port, [0, 1], count=2, silence=0.2, stand=0.4)
+  watches[0].turn = lambda: 5
+  found = losses(watches)  # process 1 has no turn
+  time.sleep(1.0)
+  watches[1].turn = lambda: int(10 * time.monotonic())
+  time.sleep(1.0)
+  assert all(each.empty() for each in found)
+  watches[1].turn = lambda: 5
+  assert found[0].get(timeout=10).stands

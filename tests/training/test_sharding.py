@@ -158,6 +158,14 @@ def test_what_has_no_names_is_replicated():
   assert sharding_lib.shardings(shape, mesh, sharding).is_fully_replicated
 
 
+def test_each_part_of_data_may_sum_its_own_gradient():
+  mesh, sharding = place("2x2x2")
+  assert sharding_lib.lanes(mesh, sharding) == 2
+  # Not where parameters, or their gradients, lie over these parts.
+  mesh, sharding = place("2x2x2", embed=("data", "fsdp"))
+  assert sharding_lib.lanes(mesh, sharding) == 1
+
+
 def test_a_batch_is_split_over_data_and_fsdp():
   mesh, _ = place("2x2x2")
   (image,) = sharding_lib.put_batch({"image": np.arange(8)}, mesh).values()

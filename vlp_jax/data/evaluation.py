@@ -33,7 +33,7 @@ def eval_images(
   Raises:
     ValueError: a record is broken: an evaluation leaves none out by itself.
   """
-  op = pp_lib.parse(pp) if sizes else _parse_square(pp)
+  op = _parse(pp) if sizes else _parse_square(pp)
 
   def load(indices):
     rows = [_strict(r, records.image_of, op) for r in source.read(indices)]
@@ -59,7 +59,7 @@ def eval_texts(
   Raises:
     ValueError: a record is broken.
   """
-  op = pp_lib.parse_captions(pp)
+  op = _parse(pp, pp_lib.parse_captions)
   captions, columns = [], []
 
   def batch():
@@ -97,7 +97,7 @@ def eval_pairs(
 
   And the columns, if there are any.
   """
-  op = pp_lib.parse(pp) if sizes else _parse_square(pp)
+  op = _parse(pp) if sizes else _parse_square(pp)
   more = columns or columns_lib.Columns()
 
   def load(indices):
@@ -148,7 +148,17 @@ def _parse_square(pp):
       f"config: evaluation: pp={pp!r}: evaluators take images without padding: say"
       " resize(…) instead of fit(…)."
     )
-  return pp_lib.parse(pp)
+  return _parse(pp)
+
+
+def _parse(pp, parse=pp_lib.parse):
+  """The op of a pp, in which no two images change places."""
+  if pp_lib.swaps(pp):
+    raise ValueError(
+      f"config: evaluation: pp={pp!r}: swap_sides is for training: evaluators take two"
+      " images as the data have them; leave it out."
+    )
+  return parse(pp)
 
 
 def _chunks(source, batch_size):

@@ -6,6 +6,7 @@ from typing import Literal
 from vlp_jax.data.ops_image import Op
 
 Paper = Literal["albef", "blip"]
+SIDES = {"left": "right", "right": "left"}
 
 
 def clean(max_words: int = 30, paper: Paper = "albef") -> Op:
@@ -28,6 +29,25 @@ def prompt(text: str) -> Op:
   def op(example, rng):
     del rng
     return example | {"caption": text + example["caption"]}
+
+  return op
+
+
+def swap_sides(p: float = 0.5) -> Op:
+  """By chance p the second image first, and "left" in the caption "right" (NLVR2).
+
+  salesforce/BLIP data/nlvr_dataset.py. A word is what stands between two spaces, so
+  this comes behind `clean`. The images change places when both are made
+  (`records.in_order`): here the example is told "swapped".
+  """
+  if not 0 <= p <= 1:
+    raise ValueError(f"p={p}: a probability, want 0 … 1.")
+
+  def op(example, rng):
+    if rng.random() >= p:
+      return example
+    words = [SIDES.get(word, word) for word in example["caption"].split(" ")]
+    return example | {"caption": " ".join(words), "swapped": True}
 
   return op
 

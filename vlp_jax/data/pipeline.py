@@ -71,7 +71,7 @@ def train_batches(
       images, pp has words on captions alone, and batches have no image.
     pieces, runs: a batch comes in so many pieces, one after the other. The process's
       rows are `runs` runs of neighbours, of each of which a piece has an equal part, as
-      `training/accumulate.py` cuts a batch.
+      `training/microbatch.py` cuts a batch.
 
   Returns:
     Iterator of {"image": uint8 [B, R, R, 3], "text": int32 [B, L], "text_mask": bool
@@ -103,6 +103,11 @@ def train_batches(
     )
   rows = rows.reshape(runs, pieces, -1).swapaxes(0, 1).reshape(pieces, -1)
   more = columns or columns_lib.Columns()
+  if pp_lib.swaps(pp) and "image2" not in more.specs:
+    raise ValueError(
+      f"config: data.pp={pp!r}: swap_sides wants two images, and no objective asks for"
+      " a second: say objectives.classify.images=2, or leave it out."
+    )
   loader = records.Loader(source, op, tokenizer, seed, more, holds)
   kinds = {key: t for key, t in COLUMNS.items() if key not in columns_lib.LACKS[holds]}
   kinds |= {name: tf.as_dtype(x.dtype) for name, x in more.empty().items()}

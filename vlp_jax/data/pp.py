@@ -66,6 +66,11 @@ def leaves_grids(text: str) -> bool:
   return any(name == "naflex" for name, _ in _ops(text))
 
 
+def swaps(text: str) -> bool:
+  """Whether it changes the places of an example's two images."""
+  return any(name == "swap_sides" for name, _ in _ops(text))
+
+
 def leaves_regions(text: str) -> bool:
   """Whether an example's "image" is rows of a detector's regions, and no pixels."""
   return any(words()[name].__module__ == REGIONS for name, _ in _ops(text))

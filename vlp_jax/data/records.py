@@ -123,7 +123,7 @@ class Loader:
         choice = int(rng.integers(len(captions))) if len(captions) > 1 else 0
         caption = captions[choice] if captions else ""
         example = example_of(raw, caption, self.op, rng, self.holds)
-        return example | self.columns.example(raw, self.op, rng)
+        return in_order(example | self.columns.example(raw, self.op, rng))
       except ops_image.BadRecordError as error:
         broken.append((raw["key"], error))
     last = "; ".join(f"{key}: {error}" for key, error in broken[-NAMED:])
@@ -149,6 +149,15 @@ def example_of(raw, caption, op, rng, holds="pairs"):
   if not example["caption"].strip():
     raise ops_image.BadRecordError("empty caption", "after cleaning")
   return example | {"image_id": raw["image_id"]}
+
+
+def in_order(row):
+  """The row, its two images in the order that its caption speaks of (`swap_sides`)."""
+  if not row.get("swapped"):
+    return row
+  pairs = [("image", "image2"), ("image_size", "image2_size")]
+  places = [pair for pair in pairs if pair[0] in row]
+  return row | {a: row[b] for one, two in places for a, b in ((one, two), (two, one))}
 
 
 def image_of(raw, op):

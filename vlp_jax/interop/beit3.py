@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
@@ -30,6 +31,10 @@ POSITIONS = "beit3.encoder.embed_positions.A.weight"
 UNUSED = "unused.positions"
 ROWS = 2  # of them
 BLOCKS = "model/fusion/lower/blocks"
+# What a model has for its targets, and their files do not.
+BESIDE = r"model/codebook/.*"
+# torchscale architecture/config.py.
+MADE_WITH = made_with_lib.of(fusion=dict(act="gelu", norm_eps=1e-5))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +95,21 @@ def export(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
   return tensors
 
 
+def of_model(model: Any, params: Mapping[str, Any]) -> Checkpoint:
+  """A trained model of BEiT-3's kind, without its codebook.
+
+  Args:
+    model: the VLM. params: its pretrainer's, arrays without boxes.
+
+  Raises:
+    ValueError: it has other layers; lists the fields.
+  """
+  made_with_lib.check(model, MADE_WITH, "a model of BEiT-3")
+  leaves = tree_lib.flatten(params)
+  kept = {k: x for k, x in leaves.items() if not rules.matches(k, (BESIDE,))}
+  return Checkpoint(rules.nest(kept))
+
+
 def init(
   abstract_params: Mapping[str, Any],
   *,
@@ -97,6 +117,8 @@ def init(
   key: str | None = None,
   skip: Sequence[str] = (),
   fresh: Sequence[str] = (),
+  model: Any = None,
+  made_with: made_with_lib.Told | None = None,
 ) -> dict[str, Any]:
   """Parameters of a model: `c.init = dict(type="beit3", path=…, key="model")`.
 
@@ -107,11 +129,14 @@ def init(
     path, key: see `reader.load`.
     skip: regular expressions of whole names in the file that the model does not use,
       e.g. `mim_head\\..*`.
-    fresh: of whole paths of the model that the file does not have.
+    fresh: of whole paths of the model that the file does not have, e.g.
+      `model/codebook/.*`, which another part of `c.init` fills.
+    model, made_with: see `made_with.check`; None: not compared.
 
   Raises:
     FileNotFoundError, ValueError: one error that lists all that does not fit.
   """
+  made_with_lib.check(model, MADE_WITH, path, made_with)
   table, sizes = _table(abstract_params)
   return rules.from_theirs(
     _cut(reader.load(path, key=key)),

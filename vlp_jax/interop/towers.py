@@ -124,28 +124,60 @@ def vit_embedding_rules(
   return table
 
 
-def vit_block_rules(theirs: str, ours: str, depth: int) -> rules.Table:
-  """Its blocks and the norm after them (sizes W G M h)."""
+def vit_block_rules(
+  theirs: str, ours: str, depth: int, *, beit: bool = False
+) -> rules.Table:
+  """Its blocks and the norm after them (sizes W G M h).
+
+  beit: microsoft/unilm's, whose keys have no bias, and whose norm is `fc_norm`.
+  """
   layers = range(depth)
   block, blocks = f"{theirs}blocks.{{i}}.", f"{ours}/blocks"
-  qkv = [
-    tuple(f"{blocks}/attn/{c}/{p}" for c in ("query", "key", "value")) for p in _KB
-  ]
+  attention = beit_attention_rules if beit else _vit_attention
   return [
     *norm_rules(f"{block}norm1.", f"{blocks}/norm_attn", "W", layers),
-    rules.Rule(f"{block}attn.qkv.weight", qkv[0], "(3 M h) W -> 3 W M h", layers),
-    rules.Rule(f"{block}attn.qkv.bias", qkv[1], "(3 M h) -> 3 M h", layers),
-    rules.Rule(
-      f"{block}attn.proj.weight",
-      f"{blocks}/attn/out/kernel",
-      "W (M h) -> M h W",
-      layers,
-    ),
-    rules.Rule(f"{block}attn.proj.bias", f"{blocks}/attn/out/bias", "W -> W", layers),
+    *attention(f"{block}attn.", f"{blocks}/attn", layers),
     *norm_rules(f"{block}norm2.", f"{blocks}/norm_mlp", "W", layers),
     *linear_rules(f"{block}mlp.fc1.", f"{blocks}/mlp/up", "W", "G", layers),
     *linear_rules(f"{block}mlp.fc2.", f"{blocks}/mlp/down", "G", "W", layers),
-    *norm_rules(f"{theirs}norm.", f"{ours}/norm", "W"),
+    *norm_rules(f"{theirs}{'fc_norm' if beit else 'norm'}.", f"{ours}/norm", "W"),
+  ]
+
+
+def beit_attention_rules(theirs: str, ours: str, layers: range) -> rules.Table:
+  """Attention of microsoft/unilm's BEiT, BEiT v2 and VLMo (sizes W M h).
+
+  Their keys have no bias: ours, which changes no attention, is zero, and not written.
+  """
+  bias = "(M h) -> M h"
+  zeros = lambda sizes: np.zeros((len(layers), sizes["M"], sizes["h"]), np.float32)
+  return [
+    _vit_qkv(theirs, ours, layers, "weight", "kernel", "(3 M h) W -> 3 W M h"),
+    rules.Rule(f"{theirs}q_bias", f"{ours}/query/bias", bias, layers),
+    rules.Fill(f"{ours}/key/bias", zeros),
+    rules.Rule(f"{theirs}v_bias", f"{ours}/value/bias", bias, layers),
+    *_vit_out(theirs, ours, layers),
+  ]
+
+
+def _vit_attention(theirs, ours, layers):
+  return [
+    _vit_qkv(theirs, ours, layers, "weight", "kernel", "(3 M h) W -> 3 W M h"),
+    _vit_qkv(theirs, ours, layers, "bias", "bias", "(3 M h) -> 3 M h"),
+    *_vit_out(theirs, ours, layers),
+  ]
+
+
+def _vit_qkv(theirs, ours, layers, leaf, own, axes):
+  paths = tuple(f"{ours}/{name}/{own}" for name in _QKV)
+  return rules.Rule(f"{theirs}qkv.{leaf}", paths, axes, layers)
+
+
+def _vit_out(theirs, ours, layers):
+  weight, bias = f"{theirs}proj.weight", f"{theirs}proj.bias"
+  return [
+    rules.Rule(weight, f"{ours}/out/kernel", "W (M h) -> M h W", layers),
+    rules.Rule(bias, f"{ours}/out/bias", "W -> W", layers),
   ]
 
 

@@ -335,20 +335,10 @@ def _rules(described, *, words=None):
 
 def _layers(ours, layers, stack, described, words):
   """One stack's (sizes W G M h)."""
-  attention, at = f"{BLOCK}attn.", f"{ours}/attn"
-  kernels = tuple(f"{at}/{name}/kernel" for name in ("query", "key", "value"))
-  bias = "(M h) -> M h"
-  zeros = lambda sizes: np.zeros((len(layers), sizes["M"], sizes["h"]), np.float32)
+  at = f"{ours}/attn"
   table = [
     *towers.norm_rules(f"{BLOCK}norm1.", f"{ours}/norm_attn", "W", layers),
-    rules.Rule(f"{attention}qkv.weight", kernels, "(3 M h) W -> 3 W M h", layers),
-    rules.Rule(f"{attention}q_bias", f"{at}/query/bias", bias, layers),
-    rules.Fill(f"{at}/key/bias", zeros),
-    rules.Rule(f"{attention}v_bias", f"{at}/value/bias", bias, layers),
-    rules.Rule(
-      f"{attention}proj.weight", f"{at}/out/kernel", "W (M h) -> M h W", layers
-    ),
-    rules.Rule(f"{attention}proj.bias", f"{at}/out/bias", "W -> W", layers),
+    *towers.beit_attention_rules(f"{BLOCK}attn.", at, layers),
   ]
   for theirs, name in {"gamma_1": "scale_attn", "gamma_2": "scale_mlp"}.items():
     if described.scaled:

@@ -17,6 +17,7 @@ from vlp_jax.nn import embed
 from vlp_jax.nn import linear
 from vlp_jax.nn import pool as pool_lib
 from vlp_jax.ops import mask as mask_lib
+from vlp_jax.ops import posembed
 
 
 class Encoder(nn.Module):
@@ -27,7 +28,9 @@ class Encoder(nn.Module):
     width, depth, num_heads, mlp_dim: sizes of the stack. Depth 0 only embeds the
       words, for a fusion whose layers do the rest.
     length: rows of the position table, at least the tokenizer's length.
-    posemb: "none": there is no such table, for a fusion that knows distances.
+    posemb: "learned" starts at random; "learned_sincos" where Vaswani et al. 2017
+      (section 3.5) stay, so that to look one word back is soon learned. "none": there
+      is no such table, for a fusion that knows distances.
     types: rows of the token-type table, of which row 0 is used (BERT has 2); 0: none.
     norm: "post" with a norm on the embeddings (BERT) or "pre" with one at the end.
     norm_pre: one on the embeddings before a "pre" stack as well (BLOOM). Without it,
@@ -49,7 +52,7 @@ class Encoder(nn.Module):
   num_heads: int
   mlp_dim: int
   length: int
-  posemb: Literal["learned", "none"] = "learned"
+  posemb: Literal["learned", "learned_sincos", "none"] = "learned"
   types: int = 2
   pool: pool_lib.Kind = "first"
   attention: mask_lib.Attention = "bidirectional"
@@ -73,8 +76,9 @@ class Encoder(nn.Module):
   def setup(self):
     width = self.width
     self.word = embed.Embed(self.vocab.size, width)
-    if self.posemb == "learned":
-      self.position = embed.Embed(self.length, width, axis="pos")
+    if self.posemb != "none":
+      start = posembed.sincos1d if self.posemb == "learned_sincos" else None
+      self.position = embed.Embed(self.length, width, axis="pos", start=start)
     if self.types:
       self.type = embed.Embed(self.types, width, axis="pos")
     if self.depth or self.norm == "post":
@@ -141,7 +145,7 @@ class Encoder(nn.Module):
       places = attention.places(ids.shape[1]) + self.first_position
     else:
       places = self._positions(keys)
-    if self.posemb == "learned":
+    if self.posemb != "none":
       x = x + self.position(places)
     if self.types:
       x = x + self.type(jnp.zeros((), jnp.int32) if types is None else types)

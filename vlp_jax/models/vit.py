@@ -27,7 +27,7 @@ class Encoder(nn.Module):
       for a fusion whose layers do the rest.
     patch: side of a patch in pixels. res: side of the image that `posemb` is for.
     stem: what makes tokens of pixels: one linear map of each patch, or a few strided
-      convolutions (`nn/stem.py`), which learn from fewer images.
+      convolutions (`nn/stem.py`), which learn from fewer images; "conv_deep" has more.
     class_token: prepends a learned token.
     distill_token: and another one behind it (DeiT, https://arxiv.org/abs/2012.12877,
       section 3: there a teacher's prediction is learned from it).
@@ -53,7 +53,7 @@ class Encoder(nn.Module):
   mlp_dim: int
   patch: int
   res: int
-  stem: Literal["patch", "conv"] = "patch"
+  stem: Literal["patch", "conv", "conv_deep"] = "patch"
   class_token: bool = True
   distill_token: bool = False
   pool: pool_lib.Kind = "first"
@@ -91,15 +91,18 @@ class Encoder(nn.Module):
         " makes the width of it: set model.image.queries, e.g. 256."
       )
     trunk = self.trunk_width or self.width
-    if self.stem == "conv":
+    if self.stem != "patch":
       halvings = len(stem_lib.prime_factors(self.patch)) - 1
       if halvings < 0 or trunk % 2**halvings:
         raise ValueError(
-          f"model.image: stem='conv' of patch={self.patch} halves width={trunk}"
+          f"model.image: stem={self.stem!r} of patch={self.patch} halves width={trunk}"
           f" {halvings} times: take a multiple of {2 ** max(halvings, 0)}, and a patch"
           " of 2 or more."
         )
-      self.conv_stem = stem_lib.ConvStem(self.patch, trunk, self.dtype, name="stem")
+      deep = self.stem == "conv_deep"
+      self.conv_stem = stem_lib.ConvStem(
+        self.patch, trunk, deep, self.dtype, name="stem"
+      )
     else:
       self.patch_embed = linear.Linear(
         "BPK,KD->BPD",
@@ -158,7 +161,7 @@ class Encoder(nn.Module):
     train: bool = False,
   ) -> tokens_lib.Tokens:
     """image float [B, R, R, 3], normalised; hidden bool [B, P], patches to mask."""
-    if self.stem == "conv":
+    if self.stem != "patch":
       x = self.conv_stem(image)
     else:
       x = self.patch_embed(patchify(image, self.patch))

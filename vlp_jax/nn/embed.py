@@ -1,24 +1,36 @@
 """Tables that are looked up: words, positions, types."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vlp_jax.nn import axes
 
 
 class Embed(nn.Module):
-  """A table [rows, width]; `__call__` looks ids up, `attend` scores against it."""
+  """A table [rows, width]; `__call__` looks ids up, `attend` scores against it.
+
+  `start(rows, width)` is what it starts as; None: normal, of deviation `init_std`.
+  """
 
   rows: int
   width: int
   axis: str = "vocab"
   init_std: float = 0.02
   dtype: str = "float32"
+  start: Callable[[int, int], np.ndarray] | None = None
 
   def setup(self):
-    init = axes.boxed(axes.kernel_init(self.init_std, self.width), self.axis, "embed")
-    self.embedding = self.param("embedding", init, (self.rows, self.width))
+    init = axes.kernel_init(self.init_std, self.width)
+    if self.start:
+      init = lambda key, shape, dtype=jnp.float32: jnp.asarray(
+        self.start(*shape), dtype
+      )
+    boxed = axes.boxed(init, self.axis, "embed")
+    self.embedding = self.param("embedding", boxed, (self.rows, self.width))
 
   def __call__(self, ids: jax.Array) -> jax.Array:
     """ids int32 [...] -> [..., D]; an id beyond the table is an error upstream."""

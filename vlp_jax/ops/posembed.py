@@ -3,6 +3,7 @@
 Shape letters: P positions of a grid (G * G), D width, G grid, T new grid.
 """
 
+import functools
 import math
 from typing import Literal
 
@@ -13,7 +14,7 @@ import numpy as np
 # Of torch's bicubic; PIL and TensorFlow use -0.5.
 CUBIC_A = -0.75
 # How a table is resized.
-How = Literal["bicubic", "antialiased", "corners"]
+How = Literal["bicubic", "antialiased", "corners", "scaled"]
 
 
 def resize_posembed(
@@ -30,7 +31,8 @@ def resize_posembed(
     prefix: rows before those of the patches (1: a class token).
     how: "antialiased" is bicubic as open_clip resizes it (model.py
       `resize_pos_embed`), "corners" bilinear, corner on corner, as big_vision does
-      (models/vit.py `resample_posemb`).
+      (models/vit.py `resample_posemb`), "scaled" bicubic by a factor that is a little
+      larger, as DINO and BEiT v2 do (`interpolate_pos_encoding`).
 
   Returns:
     float [prefix + T * T, D]; the table itself where T is G.
@@ -131,13 +133,15 @@ def _gather(table, weights, row_BK, column_BK, grid_B2):
   )
 
 
-def bicubic_weights(size: int, new_size: int) -> np.ndarray:
+def bicubic_weights(size: int, new_size: int, more: float = 0.0) -> np.ndarray:
   """float32 [new_size, size]: each new sample as a sum of old ones.
 
   Cubic convolution (Keys 1981) over four neighbours, those beyond the edge being the
   edge; `torch.nn.functional.interpolate(mode="bicubic", align_corners=False)`.
+
+  more: the samples lie as if there were so many more of them than there are.
   """
-  center = (np.arange(new_size) + 0.5) * (size / new_size) - 0.5
+  center = (np.arange(new_size) + 0.5) * (size / (new_size + more)) - 0.5
   first = np.floor(center).astype(np.int64)
   weights = np.zeros((new_size, size), np.float64)
   for offset in (-1, 0, 1, 2):
@@ -171,7 +175,12 @@ def corner_weights(size: int, new_size: int) -> np.ndarray:
 
 
 WEIGHTS = dict(
-  bicubic=bicubic_weights, antialiased=antialiased_weights, corners=corner_weights
+  bicubic=bicubic_weights,
+  antialiased=antialiased_weights,
+  corners=corner_weights,
+  # They ask torch for a factor of (T + 0.1) / G, lest rounding lose a row, and torch
+  # takes the factor at its word.
+  scaled=functools.partial(bicubic_weights, more=0.1),
 )
 
 
@@ -199,3 +208,21 @@ def sincos2d(grid: int, width: int) -> np.ndarray:
   row, column = np.mgrid[:grid, :grid].reshape(2, -1, 1) * omega
   parts = [np.sin(column), np.cos(column), np.sin(row), np.cos(row)]
   return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def sincos1d(rows: int, width: int) -> np.ndarray:
+  """Positions in a text: float32 [rows, width], each of length 1.
+
+  Vaswani et al. 2017 (section 3.5), sines before cosines, at the length of words that
+  start with 1 / sqrt(width). Frequencies fall from 1 to 1 / 100 and not to 1 / 10000:
+  a half of those would hardly change over a caption.
+
+  Raises:
+    ValueError: if the width is odd.
+  """
+  if width % 2:
+    raise ValueError(f"sincos1d positions need an even width, not {width}.")
+  half = width // 2
+  angle = np.arange(rows)[:, None] * 100.0 ** (-np.arange(half) / half)
+  table = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+  return (table / half**0.5).astype(np.float32)

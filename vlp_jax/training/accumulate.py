@@ -5,16 +5,18 @@ the loss across the batch and its gradient to them; then the encoders again, mic
 by microbatch, with that gradient and with the objectives that need no other rows. What
 is drawn (masked words, negatives) is drawn for the global batch, and a mean is divided
 by the weight of the global batch. So M microbatches give the step of one batch. But for
-dropout, and dropped paths and patches: those are drawn for each microbatch, the same in
-both passes, and another mesh may make microbatches of other rows.
+dropout, and dropped paths and patches: those are drawn for each lane, the same in both
+passes, and another mesh may make lanes of other rows.
 
-Shape letters: B global batch, b = B / M rows of a microbatch, M microbatches, P parts.
+Each lane of a microbatch (`microbatch.py`) adds up its own gradient, so that devices
+need not hear of each other's before the last microbatch: one sum over them a step.
+
+Shape letters: B global batch, b = B / M rows of a microbatch, M microbatches, L lanes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -24,94 +26,8 @@ import optax
 
 from vlp_jax.ops import reduce
 from vlp_jax.ops import tree
+from vlp_jax.training import microbatch as microbatch_lib
 from vlp_jax.training import step as step_lib
-
-# --- Which rows are a microbatch -----------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-  """How a global batch is cut.
-
-  Each of P runs of B / P neighbouring rows gives b / P neighbours to every microbatch:
-  where P is the number of the mesh's parts, no row leaves its device.
-
-  Attributes:
-    batch_size: B. count: M. parts: P.
-  """
-
-  batch_size: int
-  count: int = 1
-  parts: int = 1
-
-  @property
-  def rows(self) -> int:
-    return self.batch_size // self.count
-
-  def take(self, whole: Any, number: jax.Array) -> Any:
-    """Rows of microbatch `number`: a tree of [b, …] out of [B, …]."""
-
-    def one(x):
-      x = self._cut(x)
-      x = jax.lax.dynamic_index_in_dim(x, number, axis=1, keepdims=False)
-      return x.reshape(self.rows, *x.shape[2:])
-
-    return jax.tree.map(one, whole)
-
-  def put(self, whole: Any, rows: Any, number: jax.Array) -> Any:
-    """`whole` [B, …] with `rows` [b, …] as its microbatch `number`."""
-
-    def one(x, new):
-      new = new.reshape(self.parts, -1, *new.shape[1:])
-      cut = jax.lax.dynamic_update_index_in_dim(self._cut(x), new, number, axis=1)
-      return cut.reshape(x.shape)
-
-    return jax.tree.map(one, whole, rows)
-
-  def _cut(self, x):
-    return x.reshape(self.parts, self.count, -1, *x.shape[1:])
-
-
-def layout(
-  objectives: Mapping[str, Any], *, batch_size: int, count: int, parts: int
-) -> Layout:
-  """How to cut the batch of these objectives on a mesh that splits it into `parts`.
-
-  Raises:
-    ValueError: it does not divide, or an objective cannot be had by microbatches; names
-      the field and the way out.
-  """
-  if count == 1:
-    return Layout(batch_size)
-  if batch_size % count or batch_size // count % parts:
-    least = parts * count
-    raise ValueError(
-      f"config: accumulate={count}: batch_size={batch_size} does not make so many"
-      f" microbatches that split over data x fsdp = {parts}: choose batch_size a"
-      f" multiple of {least}, or another accumulate."
-    )
-  rows = batch_size // count
-  wont = [n for n, o in objectives.items() if not getattr(o, "accumulates", None)]
-  if wont:
-    raise ValueError(
-      f"config: accumulate={count}: objectives.{wont[0]} does not say how it is had by"
-      f" microbatches (`accumulates`, see vlp_jax/pretrainer.py): set accumulate=1, or"
-      f" objectives.{wont[0]}=None."
-    )
-  by_rows = [o for o in objectives.values() if o.accumulates == "rows"]
-  together = math.lcm(1, *(objective.together(rows) for objective in by_rows))
-  # As many runs as the mesh has parts, or fewer where neighbours would be parted: their
-  # rows then move between devices, once a step.
-  fits = [p for p in range(1, parts + 1) if not parts % p and not rows // p % together]
-  if not fits:
-    raise ValueError(
-      f"config: accumulate={count}: {together} neighbours have to stay together, which"
-      f" does not divide the {rows} rows of a microbatch."
-    )
-  return Layout(batch_size, count, max(fits))
-
-
-# --- The stages of a step ------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,13 +39,13 @@ class Stages:
     reads: the columns of a batch that `across` reads.
     begin: state -> state; the teacher is updated.
     embed: (state, microbatch, number, embedded) -> embedded, with its rows filled in.
-    across: (state, {column: [B, …]}, embedded) -> (Across, gradient of the parameters
-      so far).
-    backward: (state, microbatch, number, Across, gradient) -> (gradient, metrics).
-    apply: (state, Across, gradient, sums of metrics) -> (state, metrics).
+    across: (state, {column: [B, …]}, embedded) -> (Across, gradients of the parameters
+      so far, [L, …] of each).
+    backward: (state, microbatch, number, Across, gradients) -> (gradients, metrics).
+    apply: (state, Across, gradients, sums of metrics) -> (state, metrics).
   """
 
-  layout: Layout
+  layout: microbatch_lib.Layout
   reads: tuple[str, ...]
   begin: Callable
   embed: Callable
@@ -150,9 +66,9 @@ class Stages:
     step = judge(lambda state, given: self.apply(state, *given))
     return dataclasses.replace(self, apply=lambda state, *given: step(state, given))
 
-  def told(self, state: Any, microbatch: Any, across: Any) -> Any:
+  def told(self, state: Any, microbatch: Any, across: Any, gradients: Any) -> Any:
     """Shapes of the metrics that `backward` gives."""
-    return jax.eval_shape(self.backward, state, microbatch, 0, across, state.params)[1]
+    return jax.eval_shape(self.backward, state, microbatch, 0, across, gradients)[1]
 
 
 @jax.tree_util.register_dataclass
@@ -179,7 +95,7 @@ def make_stages(
   pretrainer: nn.Module,
   tx: optax.GradientTransformation,
   *,
-  layout: Layout,
+  layout: microbatch_lib.Layout,
   reads: tuple[str, ...],
   seed: int,
   ema_decay: float | None,
@@ -189,7 +105,7 @@ def make_stages(
   call = functools.partial(pretrainer.apply, train=True)
 
   def rngs(state, number):
-    # What encoders draw, other for each microbatch and the same in both passes over it.
+    # What encoders draw, other for each lane and the same in both passes over it.
     keys = step_lib.keys(seed, state.step)
     return {name: jax.random.fold_in(key, number) for name, key in keys.items()}
 
@@ -199,14 +115,18 @@ def make_stages(
     return state.replace(ema=tree.ema(state.ema, state.params, decay=ema_decay))
 
   def embed(state, microbatch, number, embedded):
-    rows = call(
-      {"params": state.params},
-      microbatch,
-      step=state.step,
-      teacher_params=state.ema,
-      rngs=rngs(state, number),
-      method="embed",
-    )
+    def lane(number, rows):
+      return call(
+        {"params": state.params},
+        rows,
+        step=state.step,
+        teacher_params=state.ema,
+        rngs=rngs(state, number),
+        method="embed",
+      )
+
+    rows = layout.side_by_side(lane, number, microbatch)
+    rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
     return rows if embedded is None else layout.put(embedded, rows, number)
 
   def across(state, batch, embedded):
@@ -227,37 +147,41 @@ def make_stages(
     loss, metrics, drawn, memory = found
     sums = {name: own["weight"].sum() for name, own in drawn.items()}
     shares = {n: pretrainer.weights[n] / jnp.maximum(w, 1e-9) for n, w in sums.items()}
-    return Across(live, drawn, shares, loss, metrics, memory), params
+    across = Across(live, drawn, shares, loss, metrics, memory)
+    return across, layout.begin(params)
 
-  def backward(state, microbatch, number, across, gradient):
-    towards = layout.take(across.gradient, number)
-    drawn = layout.take(across.drawn, number)
+  def backward(state, microbatch, number, across, gradients):
+    def lane(number, rows, towards, drawn):
+      def loss_of(params):
+        live, metrics = call(
+          {"params": params},
+          rows,
+          drawn,
+          step=state.step,
+          teacher_params=state.ema,
+          rngs=rngs(state, number),
+          method="rows",
+        )
+        loss = sum(jnp.vdot(live[key], slope) for key, slope in towards.items())
+        for name, share in across.shares.items():
+          loss = loss + share * metrics[name].total
+        return loss, metrics
 
-    def loss_of(params):
-      live, metrics = call(
-        {"params": params},
-        microbatch,
-        drawn,
-        step=state.step,
-        teacher_params=state.ema,
-        rngs=rngs(state, number),
-        method="rows",
-      )
-      loss = sum(jnp.vdot(live[key], slope) for key, slope in towards.items())
-      for name, share in across.shares.items():
-        loss = loss + share * metrics[name].total
-      return loss, metrics
+      return jax.grad(loss_of, has_aux=True)(state.params)
 
-    more, metrics = jax.grad(loss_of, has_aux=True)(state.params)
-    return jax.tree.map(jnp.add, gradient, more), metrics
+    given = layout.take((across.gradient, across.drawn), number)
+    more, metrics = layout.side_by_side(lane, number, microbatch, *given)
+    gradients = layout.apart(jax.tree.map(jnp.add, gradients, more))
+    return gradients, jax.tree.map(lambda x: x.sum(axis=0), metrics)
 
-  def apply(state, across, gradient, told):
+  def apply(state, across, gradients, told):
     loss = across.loss
     for name in across.shares:
       loss = loss + pretrainer.weights[name] * told[name].value()
     loss = reduce.Mean(loss, jnp.float32(1.0))
     state = state.replace(memory=across.memory)
     metrics = {"loss": loss, **across.metrics, **told}
+    gradient = jax.tree.map(lambda x: x.sum(axis=0), gradients)
     return step_lib.update(state, tx, gradient, metrics, schedule)
 
   return Stages(layout, reads, begin, embed, across, backward, apply)
@@ -280,15 +204,15 @@ def make_train_step(stages: Stages) -> Callable:
     shapes = stages.empty(state, jax.eval_shape(take, 0))
     embedded = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     embedded, _ = jax.lax.scan(embed, embedded, numbers)
-    across, gradient = stages.across(
+    across, gradients = stages.across(
       state, {key: batch[key] for key in stages.reads}, embedded
     )
 
-    def backward(gradient, number):
-      return stages.backward(state, take(number), number, across, gradient)
+    def backward(gradients, number):
+      return stages.backward(state, take(number), number, across, gradients)
 
-    gradient, told = jax.lax.scan(backward, gradient, numbers)
+    gradients, told = jax.lax.scan(backward, gradients, numbers)
     told = jax.tree.map(lambda x: x.sum(axis=0), told)
-    return stages.apply(state, across, gradient, told)
+    return stages.apply(state, across, gradients, told)
 
   return step

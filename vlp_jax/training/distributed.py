@@ -6,6 +6,7 @@ The entry points run inside of `joined()`. Alone, it does nothing.
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import logging
+import math
 import os
 import pathlib
 import socket
@@ -20,6 +21,7 @@ import numpy as np
 
 from vlp_jax.training import cluster
 from vlp_jax.training import rendezvous
+from vlp_jax.training import watch as watch_lib
 
 # Of sysexits.h, EX_TEMPFAIL: the same command goes on from the last checkpoint.
 EXIT_TRY_AGAIN = 75
@@ -33,11 +35,18 @@ def joined(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
   """Joins the run that the environment names, before JAX looks for devices.
 
   VLP_JAX_COORDINATOR=host:port, VLP_JAX_NUM_PROCESSES and VLP_JAX_PROCESS_ID, or tasks
-  of SLURM's srun, or a TPU pod: see `cluster`. VLP_JAX_START_TIMEOUT: seconds in which
-  all have to come, 300 by default.
+  of SLURM's srun, or a TPU pod: see `cluster`. Limits are seconds, those of process 0
+  are those of all, and 0 is none of the last two:
 
-  While the run lasts, a process that dies ends all others with a message and exit code
-  75; one that leaves by an error is waited for no longer than it takes to tell.
+  VLP_JAX_START_TIMEOUT (300): all have to come.
+  VLP_JAX_HANG_TIMEOUT (120): each has to give a sign of life, which it cannot while it
+    loads a library.
+  VLP_JAX_STALL_TIMEOUT (1800): while all train, one has to take a step; otherwise the
+    one that has got the fewest batches hangs. Wants signs of life.
+
+  While the run lasts, a process that dies or hangs ends all others with a message and
+  exit code 75; one that leaves by an error is waited for no longer than it takes to
+  tell.
 
   Raises:
     ValueError: the environment is half given or wrong.
@@ -47,14 +56,12 @@ def joined(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
   if place is None:
     yield
     return
-  try:
-    limit = float(environ.get("VLP_JAX_START_TIMEOUT") or 300)
-  except ValueError:
-    said = environ["VLP_JAX_START_TIMEOUT"]
-    raise ValueError(f"VLP_JAX_START_TIMEOUT={said!r}: want seconds.") from None
+  limit = _seconds(environ, "VLP_JAX_START_TIMEOUT", 300)
+  silence = _seconds(environ, "VLP_JAX_HANG_TIMEOUT", 120)
+  stand = _seconds(environ, "VLP_JAX_STALL_TIMEOUT", 1800)
   begun = time.monotonic()
   try:
-    watch = rendezvous.meet(place, limit=limit)
+    watch = rendezvous.meet(place, limit=limit, silence=silence, stand=stand)
   except rendezvous.StartError as error:
     _say(f"error: start of process {place.index} of {place.count}: {error}")
     raise SystemExit(EXIT_TRY_AGAIN) from error
@@ -62,12 +69,43 @@ def joined(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
     _say(_all_there(watch, time.monotonic() - begun))
   watch.start(lambda loss: _leave(watch, loss))
   with _failing_together(watch):
-    _initialize(place, limit)
+    _initialize(place, limit, silence)
+    _watches.append(watch)
     yield
+    _watches.remove(watch)
     watch.end()
 
 
-def _initialize(place, limit):
+# Of the run that this process has joined, if it has.
+_watches: list[watch_lib.Watch] = []
+
+
+@contextlib.contextmanager
+def going_on(turn: Callable[[], int | None]) -> Iterator[None]:
+  """While it lasts, the others know how far this process is.
+
+  turn: tells how many batches it has got; None: it does something else than to train.
+  """
+  for watch in _watches:
+    watch.turn = turn
+  try:
+    yield
+  finally:
+    for watch in _watches:
+      watch.turn = lambda: None
+
+
+def _seconds(environ, name, default):
+  try:
+    seconds = float(environ.get(name) or default)
+  except ValueError:
+    seconds = -1.0
+  if not 0 <= seconds < math.inf:
+    raise ValueError(f"{name}={environ[name]!r}: want seconds.")
+  return seconds
+
+
+def _initialize(place, limit, silence):
   # XLA's CPU devices reach each other by it alone.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   jax.distributed.initialize(
@@ -78,6 +116,8 @@ def _initialize(place, limit):
     # It would hide all but one GPU from a task of SLURM that has a whole node.
     cluster_detection_method="deactivate",
     initialization_timeout=max(60, int(limit)),
+    # JAX's own notice of who hangs, which has no name and no clear word, comes later.
+    heartbeat_timeout_seconds=max(100, 2 * math.ceil(silence)) if silence else 10**8,
   )
 
 
@@ -130,6 +170,13 @@ def _leave(watch, loss):
   if loss.why is None:
     then = ": the same command on all goes on from the last checkpoint"
     why = "is gone, without a word: killed, out of memory, or its machine is lost"
+    if loss.silent is not None:
+      why = (
+        f"hangs: no sign of life for {loss.silent:.0f} s (VLP_JAX_HANG_TIMEOUT); it is"
+        " stopped, or its machine or its disk stands still. End it"
+      )
+    elif loss.stands is not None:
+      why = f"is waited for: {loss.stands} (VLP_JAX_STALL_TIMEOUT)"
   else:
     # Maybe all make the same mistake, and each is about to say so.
     time.sleep(GRACE)

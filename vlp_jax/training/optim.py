@@ -13,6 +13,7 @@ import optax
 
 from vlp_jax.ops import schedule as schedule_lib
 from vlp_jax.ops import tree
+from vlp_jax.training import muon
 
 # What is customary: biases, norms, the class token, position tables, the temperature.
 # Names, not dimensions: scanned layers add an axis to both.
@@ -26,7 +27,8 @@ class Optim:
   """Fields of `config.optim`.
 
   Attributes:
-    name: the optax optimiser.
+    name: the optax optimiser. "muon" moves hidden matrices by their orthogonalised
+      momentum, the rest by Adam (training/muon.py).
     lr: peak learning rate. end_lr: at the end of the run. warmup_lr: at step 0.
     warmup: grows linearly from warmup_lr to lr.
     schedule: of the time after the warm-up. "cosine" moves every step; ALBEF's official
@@ -42,7 +44,7 @@ class Optim:
       update, as ALBEF clamps its temperature and CLIP its logit scale.
   """
 
-  name: Literal["adamw", "adam", "sgd", "lion", "adafactor"] = "adamw"
+  name: Literal["adamw", "adam", "sgd", "lion", "adafactor", "muon"] = "adamw"
   lr: float = 1e-3
   end_lr: float = 0.0
   warmup: schedule_lib.Duration = 0
@@ -176,8 +178,9 @@ def make(
 
 
 def _moments(optim):
-  if optim.name in ("adamw", "adam"):
-    return optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps)
+  if optim.name in ("adamw", "adam", "muon"):
+    adam = optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps)
+    return muon.scale_by_muon(adam) if optim.name == "muon" else adam
   if optim.name == "lion":
     return optax.scale_by_lion(b1=optim.b1, b2=optim.b2)
   if optim.name == "adafactor":

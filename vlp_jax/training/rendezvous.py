@@ -24,11 +24,14 @@ class StartError(OSError):
   """Not all processes came; the message says which."""
 
 
-def meet(place: cluster.Place, *, limit: float) -> watch_lib.Watch:
+def meet(
+  place: cluster.Place, *, limit: float, silence: float = 0.0, stand: float = 0.0
+) -> watch_lib.Watch:
   """Waits until all processes are there.
 
   Args:
-    place: of this process. limit: seconds.
+    place: of this process. limit: seconds. silence, stand: of `Watch`; those of process
+      0 are those of all.
 
   Raises:
     StartError: within the limit not all came; says on every process which did not.
@@ -37,9 +40,11 @@ def meet(place: cluster.Place, *, limit: float) -> watch_lib.Watch:
   end = time.monotonic() + limit
   if place.index == 0:
     peers, lines = _gather(place, me, end, limit)
+    for line in lines.values():
+      line.send(go=True, pid=me.pid, silence=silence)
   else:
-    peers, lines = _join(place, me, end, limit)
-  return watch_lib.Watch(me, peers, lines)
+    peers, lines, silence = _join(place, me, end, limit)
+  return watch_lib.Watch(me, peers, lines, silence=silence, stand=stand)
 
 
 def _listen(place, end):
@@ -94,7 +99,6 @@ def _gather(place, me, end, limit):
       line.close()
   for line in lines.values():
     line.sock.settimeout(None)
-    line.send(go=True, pid=me.pid)
   return peers, lines
 
 
@@ -143,7 +147,7 @@ def _missing(place, peers, limit):
 
 
 def _join(place, me, end, limit):
-  """(peers, lines) of a process that is not the first: it knows process 0 alone."""
+  """(peers, lines, silence) of one that is not the first: it knows process 0 alone."""
   line = _reach(place, end, limit)
   line.send(hello=GREETING, index=me.index, count=place.count, host=me.host, pid=me.pid)
   # Process 0 keeps the time, and may have begun a little later.
@@ -151,6 +155,8 @@ def _join(place, me, end, limit):
   try:
     said = line.receive()[0]
   except TimeoutError:
+    said = None
+  if said is not None and not said.keys() & {"go", "refused"}:
     said = None
   if said is None or "refused" in said:
     line.close()
@@ -162,7 +168,8 @@ def _join(place, me, end, limit):
   if "refused" in said:
     raise StartError(said["refused"])
   line.sock.settimeout(None)
-  return {0: watch_lib.Peer(0, place.host, int(said.get("pid", 0)))}, {0: line}
+  first = watch_lib.Peer(0, place.host, int(said["pid"]))
+  return {0: first}, {0: line}, float(said["silence"])
 
 
 def _reach(place, end, limit):

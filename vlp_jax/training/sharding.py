@@ -1,7 +1,7 @@
 """Where arrays live: a named mesh, and a table from logical axes to its axes."""
 
 import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import dataclasses
 import logging
@@ -139,6 +139,48 @@ def use(mesh: jax.sharding.Mesh, sharding: Sharding) -> contextlib.ExitStack:
   stack.enter_context(jax.set_mesh(mesh))
   stack.enter_context(nn.logical_axis_rules(sharding.table()))
   return stack
+
+
+# --- Lanes: parts of "data" that add up their own gradients (see `accumulate`) ---
+
+
+def lanes(mesh: jax.sharding.Mesh, sharding: Sharding) -> int:
+  """How many there may be: as "data" has parts, or 1 where parameters lie over it.
+
+  Those would have to be whole for every lane.
+  """
+  spread = {n for n, axes in sharding.table() if "data" in _axes(axes)}
+  return mesh.shape["data"] if spread <= {"batch", "queue"} else 1
+
+
+def over_lanes(f: Callable) -> Callable:
+  """`jax.vmap(f)` over lanes; in f, no logical axis stands for "data"."""
+
+  def lane(*args):
+    table = nn.get_logical_axis_rules()
+    inside = [(n, tuple(a for a in _axes(to) if a != "data")) for n, to in table]
+    with nn.logical_axis_rules(inside):
+      return f(*args)
+
+  return jax.vmap(lane, spmd_axis_name="data")
+
+
+def apart(arrays: Any) -> Any:
+  """Arrays [lanes, …], each lane in its part of "data", and otherwise as they are."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return arrays  # where shapes alone are asked for
+  free = PartitionSpec.UNCONSTRAINED
+
+  def one(x):
+    spec = PartitionSpec("data", *[free] * (x.ndim - 1))
+    return jax.lax.with_sharding_constraint(x, spec)
+
+  return jax.tree.map(one, arrays)
+
+
+def _axes(target):
+  """Mesh axes of a row of the table."""
+  return (target,) if isinstance(target, str) else tuple(target or ())
 
 
 def shardings(boxed: Any, mesh: jax.sharding.Mesh, sharding: Sharding) -> Any:

@@ -81,7 +81,7 @@ class Streamed:
     reads = _placed({key: batch[key] for key in stages.reads}, mesh)
     number = jax.ShapeDtypeStruct((), np.int32)
     embedded = _placed(stages.empty(state, rows), mesh)
-    across, gradient = jax.eval_shape(stages.across, state, reads, embedded)
+    across, gradients = jax.eval_shape(stages.across, state, reads, embedded)
     across_places = jax.tree.map(lambda _: whole, across)
     across_places = dataclasses.replace(
       across_places,
@@ -89,24 +89,30 @@ class Streamed:
       drawn=jax.tree.map(lambda _: split, across.drawn),
       memory=places.memory,
     )
-    told = stages.told(state, rows, across)
+    told = stages.told(state, rows, across, gradients)
     told_places = jax.tree.map(lambda _: whole, told)
     across, told = _at(across, across_places), _at(told, told_places)
-    gradient = _at(gradient, places.params)
+    lanes = "data" if layout.lanes > 1 else None
+    gradient_places = jax.tree.map(
+      lambda x: NamedSharding(mesh, PartitionSpec(lanes, *x.spec)), places.params
+    )
+    gradients = _at(gradients, gradient_places)
 
-    def backward(state, rows, number, across, gradient, told):
-      gradient, more = stages.backward(state, rows, number, across, gradient)
-      return gradient, jax.tree.map(jnp.add, told, more)
+    def backward(state, rows, number, across, gradients, told):
+      gradients, more = stages.backward(state, rows, number, across, gradients)
+      return gradients, jax.tree.map(jnp.add, told, more)
 
     one = functools.partial(jax.jit, donate_argnums=0, out_shardings=places)
     self._begin = one(stages.begin)
     embedded_places = jax.tree.map(lambda x: x.sharding, embedded)
     self._embed = jax.jit(stages.embed, donate_argnums=3, out_shardings=embedded_places)
-    self._across = jax.jit(stages.across, out_shardings=(across_places, places.params))
-    self._backward = jax.jit(
-      backward, donate_argnums=(4, 5), out_shardings=(places.params, told_places)
+    self._across = jax.jit(
+      stages.across, out_shardings=(across_places, gradient_places)
     )
-    # The gradient has no result to give its memory to.
+    self._backward = jax.jit(
+      backward, donate_argnums=(4, 5), out_shardings=(gradient_places, told_places)
+    )
+    # The gradients have no result to give their memory to.
     self._apply = jax.jit(stages.apply, donate_argnums=0, out_shardings=(places, whole))
     self._zeros = jax.jit(
       lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (embedded, told)),
@@ -115,13 +121,13 @@ class Streamed:
     self._teaches = state.ema is not None
     count = layout.count
     begin = [Program("begin", self._begin, (state,))] if self._teaches else []
-    backward_args = (state, rows, number, across, gradient, told)
+    backward_args = (state, rows, number, across, gradients, told)
     self.programs = [
       *begin,
       Program("embed", self._embed, (state, rows, number, embedded), count),
       Program("across", self._across, (state, reads, embedded)),
       Program("backward", self._backward, backward_args, count),
-      Program("apply", self._apply, (state, across, gradient, told)),
+      Program("apply", self._apply, (state, across, gradients, told)),
     ]
 
   def feed(self, pieces: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Any]:
@@ -143,12 +149,12 @@ class Streamed:
       embedded = self._embed(state, rows, np.int32(number), embedded)
     reads = {k: self._whole([p[k] for p in pieces]) for k in self._stages.reads}
     reads = sharding_lib.put_batch(reads, self._mesh)
-    across, gradient = self._across(state, reads, embedded)
+    across, gradients = self._across(state, reads, embedded)
     del embedded
     for number, rows in enumerate(sharding_lib.prefetch(pieces, self._mesh)):
-      given = (state, rows, np.int32(number), across, gradient, told)
-      gradient, told = self._backward(*given)
-    return self._apply(state, across, gradient, told)
+      given = (state, rows, np.int32(number), across, gradients, told)
+      gradients, told = self._backward(*given)
+    return self._apply(state, across, gradients, told)
 
   def _whole(self, pieces):
     """This process's rows of a column, in the order of the batch."""

@@ -1,11 +1,15 @@
-"""Processes that notice at once when one of their run is gone.
+"""Processes that notice at once when one of their run is gone, and soon if it hangs.
 
 Each holds a connection to process 0. The kernel closes those of a process that dies, so
-nobody has to poll, and its keepalive finds a machine that is lost. Process 0 passes on
-what it learns. JAX's own service says only that "another task died", 100 s later.
+nobody has to poll, and its keepalive finds a machine that is lost. A process that hangs
+(stopped, out of memory, its machine's disk gone) is one that says nothing any more: all
+say now and then that they are alive, and how many batches they have got: where none
+gets another (a file system does not answer), the one that has fewest is waited for.
+Process 0 passes on what it learns. JAX's own service says, 100 s later and without a
+name, that "another task died".
 
-What is sent: lines of JSON. Process i to 0: {"done"} or {"failed"}; 0 to i: {"lost"} or
-{"end"}.
+What is sent: lines of JSON. Both ways: {"alive"}, to 0 with "turn". Process i to 0:
+{"done"} or {"failed"}; 0 to i: {"lost"} or {"end"}.
 """
 
 from collections.abc import Callable
@@ -16,6 +20,8 @@ import selectors
 import socket
 import threading
 import time
+
+from vlp_jax.training import pulse as pulse_lib
 
 LINE = 65_536  # bytes; what is longer is not ours
 # A machine that does not answer is lost after 10 + 4 · 5 seconds.
@@ -41,11 +47,15 @@ class Loss:
 
   Attributes:
     why: its last words; None: it had none. code: its exit code, if it said so.
+    silent: seconds without a sign of life, of one that hangs; None: it is gone.
+    stands: in words, that nobody goes on; of the one that is waited for.
   """
 
   peer: Peer
   why: str | None = None
   code: int | None = None
+  silent: float | None = None
+  stands: str | None = None
 
 
 class Line:
@@ -60,13 +70,14 @@ class Line:
       sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNANSWERED_MS)
     self.sock = sock
     self._rest = b""
+    self._sending = threading.Lock()
 
   def fileno(self):
     return self.sock.fileno()
 
   def send(self, **words):
     """Never raises: who is gone is noticed where it is read."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), self._sending:
       self.sock.sendall(json.dumps(words).encode() + b"\n")
 
   def receive(self):
@@ -100,10 +111,24 @@ class Watch:
 
   Attributes:
     me: this process. peers: {index: Peer}; those that are not the first know it alone.
+    silence: seconds after which one that gives no sign of life is lost; 0: never. The
+      same in all processes.
+    stand: seconds after which, without a step, the one that is behind is lost; 0:
+      never. It is process 0 that looks, and it knows by the signs of life.
+    turn: tells how many batches this process has got; None: it is not at it.
   """
 
-  def __init__(self, me: Peer, peers: dict[int, Peer], lines: dict[int, Line]):
-    self.me, self.peers = me, peers
+  def __init__(
+    self,
+    me: Peer,
+    peers: dict[int, Peer],
+    lines: dict[int, Line],
+    *,
+    silence: float,
+    stand: float,
+  ):
+    self.me, self.peers, self.silence, self.stand = me, peers, silence, stand
+    self.turn: Callable[[], int | None] = lambda: None
     self._lines = lines
     self._done = set()
     self._ended = threading.Event()
@@ -169,9 +194,11 @@ class Watch:
     if self.me.index:
       return
     for line in self._lines.values():
-      line.send(lost=dataclasses.asdict(loss.peer), why=loss.why, code=loss.code)
+      line.send(lost=dataclasses.asdict(loss))
     end = time.monotonic() + wait
-    for line in self._lines.values():
+    for index, line in self._lines.items():
+      if loss.silent is not None and index == loss.peer.index:
+        continue
       with contextlib.suppress(OSError):
         line.sock.settimeout(max(0.001, end - time.monotonic()))
         while line.sock.recv(4_096):
@@ -179,28 +206,68 @@ class Watch:
 
   def _serve(self, on_loss):
     """Process 0: reads from all."""
-    with selectors.DefaultSelector() as ready:
-      for index, line in self._lines.items():
-        ready.register(line, selectors.EVENT_READ, index)
-      while len(self._done) < len(self._lines):
-        for key, _ in ready.select():
-          for said in key.fileobj.receive():
-            if said is not None and "done" in said:
-              self._done.add(key.data)
-              ready.unregister(key.fileobj)
-              continue
-            said = said or {}
-            peer = self.peers[key.data]
-            on_loss(Loss(peer, said.get("failed"), said.get("code")))
-            return
-    self._all_done.set()
+    for index, said in self._said():
+      if said is not None and "done" in said:
+        self._done.add(index)
+        if len(self._done) == len(self._lines):
+          self._all_done.set()
+        continue
+      said = said or {}
+      loss = Loss(self.peers[index], said.get("failed"), said.get("code"))
+      how = {key: said.get(key) for key in ("silent", "stands")}
+      on_loss(dataclasses.replace(loss, **how))
+      return
 
   def _listen(self, on_loss):
     """Others: read from process 0."""
-    said = self._lines[0].receive()[0]
-    if said is None:
-      on_loss(Loss(self.peers[0]))
-    elif "lost" in said:
-      on_loss(Loss(Peer(**said["lost"]), said["why"], said["code"]))
-    else:
+    _, said = next(self._said())
+    if said is not None and "end" in said:
       self._ended.set()
+    elif said is not None and "lost" in said:
+      lost = said["lost"]
+      on_loss(Loss(**lost | dict(peer=Peer(**lost["peer"]))))
+    else:
+      on_loss(Loss(self.peers[0], silent=(said or {}).get("silent")))
+
+  def _said(self):
+    """(process, message) as they come, until the end; gives and takes signs of life.
+
+    The message is None of one that is gone, {"silent": seconds} of one that hangs, and
+    {"stands": words} of one that all wait for.
+    """
+    pulse = pulse_lib.Pulse(self._lines, self.silence)
+    turns = pulse_lib.Turns(len(self.peers), 0 if self.me.index else self.stand)
+    with selectors.DefaultSelector() as ready:
+      for index, line in self._lines.items():
+        ready.register(line, selectors.EVENT_READ, index)
+      while not self._ended.is_set() and (pulse.every or ready.get_map()):
+        for key, _ in ready.select(pulse.every):
+          pulse.hear(key.data)
+          for said in key.fileobj.receive():
+            if said is not None and "alive" in said:
+              turns.tell(key.data, said["turn"])
+              continue
+            if said is not None and "done" in said:
+              ready.unregister(key.fileobj)
+              pulse.forget(key.data)
+              turns.tell(key.data, None)
+            yield key.data, said
+        if pulse.speak():
+          for line in self._lines.values():
+            line.send(alive=True, turn=self.turn())
+        if pulse.overslept():
+          turns.begin_anew()
+        if hangs := pulse.silent():
+          yield hangs[0], dict(silent=hangs[1])
+        if self.me.index == 0:
+          turns.tell(0, self.turn())
+          if still := turns.stand_still():
+            yield self._behind(*still)
+
+  def _behind(self, turns, seconds):
+    """(process, message) of the one that is waited for, or of the first of all."""
+    most, last = max(turns.values()), min(turns, key=turns.get)
+    why = "all have got as many batches: is it the devices, or the network"
+    if turns[last] < most:
+      why = f"it has got {turns[last]} and others {most} batches: do its data come"
+    return last, dict(stands=f"nobody has taken a step for {seconds:.0f} s; {why}?")
