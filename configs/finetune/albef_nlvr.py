@@ -10,6 +10,7 @@ official text is not cut; here it is at 64 pieces.
 """
 
 from configs import parts
+from configs.finetune import scratch
 from configs.finetune import tasks
 
 
@@ -30,4 +31,4 @@ def get_config(arg=""):
   # say what is shown. A teacher that knows nothing is to be heard late.
   c.data.pp = "decode|resize(32)|clean(30)"
   c.objectives.classify.distill_ramp = "100%"
-  return parts.on_scenes(tasks.from_nothing(c, batch=64), 48, "nlvr")
+  return parts.on_scenes(scratch.from_nothing(c, batch=64), 48, "nlvr")

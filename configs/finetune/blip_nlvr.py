@@ -10,6 +10,7 @@ text is not cut; here it is at 64 pieces.
 
 from configs import blip
 from configs import parts
+from configs.finetune import scratch
 from configs.finetune import tasks
 
 
@@ -34,4 +35,4 @@ def get_config(arg=""):
     return c
   # Of 32 pixels, the augmentation leaves too little to say what is shown.
   c.data.pp = "decode|resize(32)|clean(40, paper='blip')"
-  return parts.on_scenes(tasks.from_nothing(c, batch=64), 48, "nlvr")
+  return parts.on_scenes(scratch.from_nothing(c, batch=64), 48, "nlvr")

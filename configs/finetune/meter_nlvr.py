@@ -10,6 +10,7 @@ text_roberta image_size=288 clip_randaug).
 
 from configs import meter
 from configs import parts
+from configs.finetune import scratch
 from configs.finetune import tasks
 
 
@@ -36,4 +37,4 @@ def get_config(arg=""):
     return c
   # Rates of their own are for what begins, on towers that have learned.
   c.optim.multipliers = ()
-  return parts.on_scenes(tasks.from_nothing(c, batch=64), 48, "nlvr")
+  return parts.on_scenes(scratch.from_nothing(c, batch=64), 48, "nlvr")

@@ -11,6 +11,7 @@ image_size=384 clip_randaug).
 
 from configs import meter
 from configs import parts
+from configs.finetune import scratch
 from configs.finetune import tasks
 
 
@@ -38,4 +39,4 @@ def get_config(arg=""):
     return c
   # Five times the rate is for a fusion that begins, on towers that have learned.
   c.optim.multipliers = ()
-  return parts.on_scenes(tasks.from_nothing(c, batch=32), 48)
+  return parts.on_scenes(scratch.from_nothing(c, batch=32), 48)

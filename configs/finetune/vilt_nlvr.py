@@ -9,6 +9,7 @@ task_finetune_nlvr2_randaug and EVAL.md.
 
 from configs import parts
 from configs import vilt
+from configs.finetune import scratch
 from configs.finetune import tasks
 
 
@@ -31,4 +32,4 @@ def get_config(arg=""):
     for each in c.evals.values():
       each.objective = "pair_classify"
     return c
-  return parts.on_scenes(tasks.from_nothing(c, batch=64), 48, "nlvr")
+  return parts.on_scenes(scratch.from_nothing(c, batch=64), 48, "nlvr")

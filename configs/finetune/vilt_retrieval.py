@@ -10,6 +10,7 @@ dandelin/ViLT vilt/config.py task_finetune_irtr_coco_randaug and EVAL.md.
 
 from configs import parts
 from configs import vilt
+from configs.finetune import scratch
 from configs.finetune import tasks
 
 
@@ -30,4 +31,4 @@ def get_config(arg=""):
     c.evals = tasks.tables("retrieval", pp=pp, test=f"{data}_test.json")
     c.evals.test.update(every="100%", all_pairs=True, objective="text_rank")
     return c
-  return parts.on_scenes(tasks.from_nothing(c, batch=32), 48)
+  return parts.on_scenes(scratch.from_nothing(c, batch=32), 48)
