@@ -1,6 +1,10 @@
 """Evaluates a trained run, and writes its report anew.
 
 python -m vlp_jax.evaluate --workdir=DIR [--step=N | --best] [--config.evals.x.y=…]
+
+Evaluations that are switched off (--config.evals.x=None) keep in results.json and on
+the page what they found before, with the step that it is of. The run's config.json
+stays as it is.
 """
 
 from collections.abc import Sequence

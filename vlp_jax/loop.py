@@ -1,7 +1,6 @@
 """The run: what happens, in the order in which it happens."""
 
 import contextlib
-import json
 import logging
 import platform
 import time
@@ -49,6 +48,9 @@ def train(given: ml_collections.ConfigDict, workdir: epath.PathLike) -> int:
   start_time = time.time()
   # Every mistake of the user shows here.
   job, first = _open(given, workdir)
+  if first:
+    # Not by an evaluation: what is switched off for it, is on when the run goes on.
+    (job.workdir / cli.CONFIG_FILE).write_text(config_lib.to_json(given))
   with preemption.Stop(job.preemption) as stop:
     return _train(job, stop, first=first, start_time=start_time)
 
@@ -229,10 +231,7 @@ def _open(given, workdir):
   workdir = places.workdir(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   job = build.job(config, workdir)
-  first = jax.process_index() == 0
-  if first:
-    (workdir / cli.CONFIG_FILE).write_text(config_lib.to_json(given))
-  return job, first
+  return job, jax.process_index() == 0
 
 
 def _checkpoints(job):
@@ -343,9 +342,12 @@ def _summary(job, state):
 
 
 def _report(job, state, evaluators, results, *, seconds):
-  """The table on the terminal, results.json and report.html."""
-  config, workdir = job.config, job.workdir
-  (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+  """The table on the terminal, results.json and report.html.
+
+  Evaluations that are switched off keep what they found before.
+  """
+  config, workdir, step = job.config, job.workdir, int(state.step)
+  known, earlier = report.merge(workdir / "results.json", results, step=step)
   found, maps = {}, []
   for name, evaluator in evaluators.items():
     if isinstance(evaluator, retrieval.Evaluator) and evaluator.last is not None:
@@ -365,10 +367,11 @@ def _report(job, state, evaluators, results, *, seconds):
     page = report.write(
       folder,
       title=f"vlp_jax: {workdir.name}",
-      results=results,
+      results=known,
+      earlier=earlier,
       facts={
         "Parameters": f"{tree.size(state.params):,}",
-        "Steps": f"{int(state.step):,} of {config.batch_size} examples",
+        "Steps": f"{step:,} of {config.batch_size} examples",
         "Machine": f"{job.mesh.size} x {device.device_kind} ({platform.machine()})",
         "This call took": f"{seconds / 60:.1f} minutes",
         "Seed": str(config.seed),
@@ -380,4 +383,7 @@ def _report(job, state, evaluators, results, *, seconds):
       maps=maps,
     )
   print(report.table(results), flush=True)
+  if earlier:
+    kept = ", ".join(f"{name} (step {of})" for name, of in earlier.items())
+    _log.info("results.json keeps what was not evaluated this time: %s", kept)
   _log.info("report: %s", workdir / page.name)

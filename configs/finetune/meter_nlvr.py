@@ -10,6 +10,7 @@ text_roberta image_size=288 clip_randaug).
 
 from configs import meter
 from configs import parts
+from configs.finetune import scratch
 from configs.finetune import tasks
 
 
@@ -33,4 +34,7 @@ def get_config(arg=""):
     c.evals = tasks.tables("classify", pp=f"decode|{pp}", **files)
     for each in c.evals.values():
       each.objective = "pair_classify"
-  return parts.on_scenes(c, 48, "nlvr") if tiny else c
+    return c
+  # Rates of their own are for what begins, on towers that have learned.
+  c.optim.multipliers = ()
+  return parts.on_scenes(scratch.from_nothing(c, batch=64), 48, "nlvr")

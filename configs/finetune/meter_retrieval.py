@@ -11,6 +11,7 @@ image_size=384 clip_randaug).
 
 from configs import meter
 from configs import parts
+from configs.finetune import scratch
 from configs.finetune import tasks
 
 
@@ -35,4 +36,7 @@ def get_config(arg=""):
     c.init.skip = (r"(mlm|itm)_score\..*",)
     c.evals = tasks.tables("retrieval", pp=f"decode|{pp}", test=f"{data}_test.json")
     c.evals.test.update(every="100%", all_pairs=True, objective="text_rank")
-  return parts.on_scenes(c, 48) if tiny else c
+    return c
+  # Five times the rate is for a fusion that begins, on towers that have learned.
+  c.optim.multipliers = ()
+  return parts.on_scenes(scratch.from_nothing(c, batch=32), 48)

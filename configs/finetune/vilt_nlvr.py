@@ -9,6 +9,7 @@ task_finetune_nlvr2_randaug and EVAL.md.
 
 from configs import parts
 from configs import vilt
+from configs.finetune import scratch
 from configs.finetune import tasks
 
 
@@ -30,4 +31,5 @@ def get_config(arg=""):
     c.evals = tasks.tables("classify", pp=pp, test="nlvr_test.json", **files)
     for each in c.evals.values():
       each.objective = "pair_classify"
-  return parts.on_scenes(c, 48, "nlvr") if tiny else c
+    return c
+  return parts.on_scenes(scratch.from_nothing(c, batch=64), 48, "nlvr")

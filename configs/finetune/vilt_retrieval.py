@@ -10,6 +10,7 @@ dandelin/ViLT vilt/config.py task_finetune_irtr_coco_randaug and EVAL.md.
 
 from configs import parts
 from configs import vilt
+from configs.finetune import scratch
 from configs.finetune import tasks
 
 
@@ -29,4 +30,5 @@ def get_config(arg=""):
     pp = "decode|fit(384, 639, 32)"
     c.evals = tasks.tables("retrieval", pp=pp, test=f"{data}_test.json")
     c.evals.test.update(every="100%", all_pairs=True, objective="text_rank")
-  return parts.on_scenes(c, 48) if tiny else c
+    return c
+  return parts.on_scenes(scratch.from_nothing(c, batch=32), 48)

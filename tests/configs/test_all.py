@@ -21,7 +21,7 @@ from vlp_jax.training import step as step_lib
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 GOLDEN = ROOT / "tests" / "golden"
-PARTS = ("parts", "tasks")  # pieces of configs, themselves none
+PARTS = ("parts", "tasks", "scratch")  # pieces of configs, themselves none
 FILES = [f.relative_to(ROOT / "configs") for f in sorted(ROOT.glob("configs/**/*.py"))]
 NAMES = [str(f.with_suffix("")) for f in FILES if f.stem not in PARTS]
 # A file compares its argument with the names that it knows, or looks it up in a table.

@@ -6,6 +6,7 @@ that is meant: UPDATE_BANDS=1 pytest -m slow tests/configs/test_training.py.
 """
 
 import json
+import math
 import os
 import pathlib
 
@@ -27,13 +28,18 @@ SLACK = 0.25
 # ALBEF again, on data that has to be prepared first.
 PREPARED = ("quickstart", "flickr8k")
 NAMES = [name for name in test_all.NAMES if name not in PREPARED]
-# From nothing, 200 steps of 16 teach them nothing yet: they have no band.
-AT_CHANCE = (
-  "finetune/albef_nlvr",
-  "finetune/meter_retrieval",
-  "finetune/vilt_retrieval",
-)
-UNBANDED = pytest.mark.xfail(reason="stays at chance", raises=KeyError, strict=True)
+# Loss of an even guess, where the loss is the task's alone. A band that is near to it
+# would say nothing.
+GUESS = {
+  "finetune/albef_nlvr": math.log(2),
+  "finetune/albef_ve": math.log(3),
+  "finetune/blip_nlvr": math.log(2),
+  "finetune/meter_nlvr": math.log(2),
+  "finetune/meter_retrieval": math.log(4),
+  "finetune/vilt_nlvr": math.log(2),
+  "finetune/vilt_retrieval": math.log(4),
+}
+CLEARLY = 0.98  # of a guess's loss
 
 
 @pytest.fixture(autouse=True)
@@ -60,10 +66,7 @@ def test_a_few_steps(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  "name",
-  [pytest.param(n, marks=[UNBANDED] * (n in AT_CHANCE)) for n in NAMES],
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_200_steps(name, tmp_path):
   workdir = tmp_path / "run"
   options = (f"--config.total={STEPS}", "--config.optim.lr=1e-3")
@@ -80,7 +83,7 @@ def test_200_steps(name, tmp_path):
     text = json.dumps(dict(sorted(bands.items())), indent=2)
     BANDS.write_text(text + "\n", "utf-8")
   band = bands[name]
-  assert band["below"] < band["first"]
+  assert band["below"] < min(band["first"], CLEARLY * GUESS.get(name, math.inf))
   assert last < band["below"]
   # What is in the workdir is whole: it is restored, and there is nothing left to do.
   assert run(name, workdir, *options) == losses

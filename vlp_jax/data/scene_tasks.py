@@ -66,13 +66,20 @@ def ve(described: scenes.Scene, rng: np.random.Generator) -> dict:
 def nlvr(described: scenes.Scene, rng: np.random.Generator) -> dict:
   """A statement on two pictures: {"captions", "label", "second"}.
 
-  `second` is the Scene of the right picture, whose words are those of the left one,
-  bound differently; the statement says a caption of one of them of either.
+  `second` is the Scene of the right picture, any other of as many things. The statement
+  says of the left or of the right one a thing that only one of them shows.
+
+  The pictures differ in more than in what is bound to what, as NLVR2's do. Where they
+  have the same words, nothing short of all bindings tells anything of the label, which
+  is the parity of side, statement and pictures: small models find no beginning.
   """
-  second = _other(described, rng)
   label, side = int(rng.integers(2)), int(rng.integers(2))
-  told = (described, second)[side if label else 1 - side]
-  text = f"{('left', 'right')[side]} picture: {_pick(scenes.captions(told), rng)}"
+  only = []
+  while not only:
+    second = _as_many(described, rng)
+    told, other = (described, second) if side != label else (second, described)
+    only = [thing for thing in told.things if thing not in other.things]
+  text = f"{('left', 'right')[side]} picture: a {_pick(only, rng)}"
   return {"captions": [text], "label": label, "second": second}
 
 
@@ -90,6 +97,11 @@ def _other(described, rng):
   rivals = scenes.rivals(scenes.number_of(described))
   if rivals:
     return scenes.scene(_pick(rivals, rng))
+  return _as_many(described, rng)
+
+
+def _as_many(described, rng):
+  """Any other scene of as many things."""
   one = len(described.things) == 1
   low, high = (0, scenes.ONE_COUNT) if one else (scenes.ONE_COUNT, scenes.COUNT)
   while True:

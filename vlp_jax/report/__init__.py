@@ -3,9 +3,11 @@
 from vlp_jax.report import maps
 from vlp_jax.report import page
 from vlp_jax.report import pictures
+from vlp_jax.report import results
 from vlp_jax.report import tables
 
 WordMaps = maps.WordMaps
+merge = results.merge
 word_maps = maps.word_maps
 reader = pictures.reader
 table = tables.table

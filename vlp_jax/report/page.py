@@ -25,6 +25,7 @@ def write(
   *,
   title: str,
   results: tables.Results,
+  earlier: Mapping[str, int | None] | None = None,
   facts: Mapping[str, str] | None = None,
   config: str = "",
   log: str | os.PathLike | None = None,
@@ -38,6 +39,8 @@ def write(
     out_dir: the run's folder.
     title: of the page.
     results: {evaluation: {metric: value}}, what the evaluators returned.
+    earlier: {evaluation: step} of those results that are not of this checkpoint, or
+      not of now; see `results.merge`.
     facts: short lines about the run, e.g. {"Steps": "300", "Machine": "2 CPU cores"}.
     config: the run's config as text; saved beside the page and linked.
     log: the run's JSON-lines log, for the curves; None: no curves.
@@ -52,7 +55,7 @@ def write(
     shutil.rmtree(folder)
   folder.mkdir(parents=True)
   parts = [_head(title, facts or {}, config, folder)]
-  parts += [_table(each) for each in tables.tables(results)]
+  parts += [_table(each) for each in tables.tables(results, earlier or {})]
   if log is not None:
     parts.append(_curves(log, folder, objectives, list(results)))
   for name, (result, read) in (found or {}).items():

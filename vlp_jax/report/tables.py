@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import types
 
 Results = Mapping[str, Mapping[str, float]]
 
@@ -29,16 +30,30 @@ class Table:
   note: str = ""
 
 
-def tables(results: Results) -> list[Table]:
-  """The tables of an evaluation's results, {evaluation: {metric: value}}."""
+def tables(
+  results: Results, earlier: Mapping[str, int | None] = types.MappingProxyType({})
+) -> list[Table]:
+  """The tables of an evaluation's results, {evaluation: {metric: value}}.
+
+  earlier: {evaluation: step, or None} of those that are not of the report's
+  checkpoint, which their notes tell.
+  """
   out = [
-    make(name, values)
+    (name, make(name, values))
     for key, make in KINDS.items()
     for name, values in results.items()
     if key in values
   ]
   rest = {n: v for n, v in results.items() if v and not any(k in v for k in KINDS)}
-  return out + [_plain(name, values) for name, values in rest.items()]
+  out += [(name, _plain(name, values)) for name, values in rest.items()]
+  return [_told(each, earlier[name]) if name in earlier else each for name, each in out]
+
+
+def _told(each, step):
+  """The table with a note on when it was made."""
+  which = "an unknown step" if step is None else f"step {step:,}"
+  note = f"Not evaluated this time: from an earlier evaluation, of {which}."
+  return dataclasses.replace(each, note=f"{note} {each.note}".rstrip())
 
 
 def table(results: Results) -> str:
