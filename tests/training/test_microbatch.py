@@ -67,7 +67,7 @@ def test_lanes_part_no_groups(mesh_parts, group, lanes, want):
   mesh = sharding_lib.make_mesh(sharding, jax.devices()[:want])
   with sharding_lib.use(mesh, sharding):
     cut = jax.jit(lambda x: layout.side_by_side(lambda number, x: x, 1, x))(rows)
-    numbers = layout.side_by_side(lambda number, x: number, 3, rows)
+    numbers = layout.side_by_side(lambda number, x: number, np.int32(3), rows)
   np.testing.assert_array_equal(cut, rows.reshape(want, -1))
   assert (cut.reshape(want, -1, group) % group == np.arange(group)).all()
   np.testing.assert_array_equal(numbers, 3 * want + np.arange(want))

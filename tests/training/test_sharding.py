@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import re
+import types
 
 import flax.linen as nn
 import jax
@@ -161,6 +162,9 @@ def test_what_has_no_names_is_replicated():
 def test_each_part_of_data_may_sum_its_own_gradient():
   mesh, sharding = place("2x2x2")
   assert sharding_lib.lanes(mesh, sharding) == 2
+  gpus = np.array([types.SimpleNamespace(platform="gpu")])
+  there = types.SimpleNamespace(devices=gpus, shape=dict(mesh.shape))
+  assert sharding_lib.lanes(there, sharding) == 1
   # Not where parameters, or their gradients, lie over these parts.
   mesh, sharding = place("2x2x2", embed=("data", "fsdp"))
   assert sharding_lib.lanes(mesh, sharding) == 1

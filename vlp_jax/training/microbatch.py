@@ -63,9 +63,11 @@ class Layout:
 
     f: of a number that no other lane of a step has, and of [b / L, …].
     """
+    if self.lanes == 1:
+      return jax.tree.map(lambda x: x[None], f(number, *rows))
     lanes = jnp.arange(self.lanes, dtype=jnp.int32)
     cut = lambda x: x.reshape(self.lanes, -1, *x.shape[1:])
-    over = sharding_lib.over_lanes(f) if self.lanes > 1 else jax.vmap(f)
+    over = sharding_lib.over_lanes(f)
     return over(number * self.lanes + lanes, *jax.tree.map(cut, rows))
 
   def begin(self, gradient: Any) -> Any:

@@ -145,10 +145,13 @@ def use(mesh: jax.sharding.Mesh, sharding: Sharding) -> contextlib.ExitStack:
 
 
 def lanes(mesh: jax.sharding.Mesh, sharding: Sharding) -> int:
-  """How many there may be: as "data" has parts, or 1 where parameters lie over it.
+  """How many there may be: as "data" has parts, or 1.
 
-  Those would have to be whole for every lane.
+  One where parameters lie over "data", which would have to be whole for every lane, and
+  on GPUs: JAX 0.10 cannot `vmap` cuDNN's attention with lengths that are not batched.
   """
+  if mesh.devices.flat[0].platform == "gpu":
+    return 1
   spread = {n for n, axes in sharding.table() if "data" in _axes(axes)}
   return mesh.shape["data"] if spread <= {"batch", "queue"} else 1
 
