@@ -1,6 +1,11 @@
 """A small ALBEF on rendered scenes: what `bash launch/quickstart.sh` runs.
 
 python -m vlp_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+The stem, positions that start as sines, and Muon are not ALBEF's: with them it is
+learned within minutes who has which colour and shape, and without them it is not. Every
+second example in half of the pairs has the words of the one before, bound otherwise:
+only beside each other can such two be told apart.
 """
 
 from configs import parts
@@ -8,8 +13,6 @@ from configs import parts
 
 def get_config(arg=""):
   tiny = arg == "tiny"
-  # Not ALBEF's: the stem, positions that start as sines, and Muon. With them, who has
-  # which colour and shape is learned within a minute or two, and without them not.
   act = dict(act="gelu_tanh", init_std=None)
   width = dict(width=128, num_heads=4, mlp_dim=256, **act)
   c = parts.base(seed=0, batch_size=32, total="20 steps" if tiny else "1700 steps")
@@ -28,8 +31,6 @@ def get_config(arg=""):
     mlm=dict(rate=0.3, distill=0.4, distill_ramp="50%", max_masked=8),
   )
   c.ema_decay = 0.99
-  # Every second example in half of the pairs has the words of the one before, bound
-  # otherwise: only beside each other can such two be told apart.
   builder = dict(res=48, train_size=40_000, rivalry=0.5)
   scenes = dict(type="tfds", name="scenes", builder=builder)
   held_out = dict(source=dict(split="val"), pp="decode")

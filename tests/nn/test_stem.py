@@ -83,7 +83,7 @@ def test_an_encoder_with_it(kind):
   assert len(variables["params"]["stem"]) == {"conv": 6, "conv_deep": 8}[kind]
   assert "stem" in variables["params"] and "patch" not in variables["params"]
   loss = lambda v: module.apply(v, image).x.std()
-  grads = jax.grad(loss)(variables)["params"]["stem"]
+  grads = jax.jit(jax.grad(loss))(variables)["params"]["stem"]
   assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
   assert module.apply(variables, image).x.shape == (2, 5, 8)
   # Of another size, with its positions resampled.
