@@ -135,11 +135,10 @@ def pictures(rows=3):
 
 def written(path, module, *given, prefix="params/", **others):
   """The outputs of a random model, whose parameters lie in a file then."""
-  params = module.init(jax.random.key(0), *given)["params"]
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  noisy = lambda key, x: x + 0.2 * jax.random.normal(key, x.shape)
-  params = jax.tree.unflatten(tree, list(map(noisy, keys, leaves)))
+  params = jax.jit(module.init)(jax.random.key(0), *given)["params"]
+  draw = np.random.default_rng(1).normal
+  noisy = lambda x: np.asarray(x) + np.float32(0.2) * draw(size=x.shape).astype(x.dtype)
+  params = jax.tree.map(noisy, params)
   flat = flax.traverse_util.flatten_dict(params, sep="/")
   np.savez(path, **{f"{prefix}{k}": np.asarray(x) for k, x in flat.items()}, **others)
   return jax.jit(module.apply)({"params": params}, *given)

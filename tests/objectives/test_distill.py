@@ -70,7 +70,8 @@ def setting(objective, name):
     return loss.value()
 
   rngs = dict(params=jax.random.key(1), sample=jax.random.key(2))
-  variables = whole.init(rngs, 0, None, False, method=forward)
+  init = lambda rngs: whole.init(rngs, 0, None, False, method=forward)
+  variables = jax.jit(init)(rngs)
   params = jax.tree.map(np.asarray, nn.unbox(variables["params"]))
   draw = np.random.default_rng(3)
   teacher = jax.tree.map(
