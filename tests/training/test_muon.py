@@ -121,6 +121,12 @@ def test_every_layer_of_a_real_model_is_orthogonalised():
   assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, now)
 
 
+def test_what_only_has_the_name_of_an_attention_s_layer():
+  assert muon.axes("model/codebook/encoder/blocks/attn/out/kernel")
+  assert muon.axes("model/fusion/upper/blocks/cross_1/out/kernel")
+  assert muon.axes("model/codebook/out/kernel") is None  # VQ-KD's, of two axes
+
+
 def test_a_model_without_a_hidden_matrix():
   tx = muon.scale_by_muon(optax.scale_by_adam())
   with pytest.raises(ValueError, match='optim.name="muon": no parameter .* model/temp'):

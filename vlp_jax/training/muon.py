@@ -21,8 +21,8 @@ RMS = 0.2  # of an update's elements, Liu et al. section 2.2
 # before these (scanned layers) hold one matrix each. Embeddings and what reads the
 # result out stay Adam's, as both papers say.
 MATRICES = (
-  (r"^model/.*/(query|key|value)/kernel$", (-3,), (-2, -1)),
-  (r"^model/.*/out/kernel$", (-3, -2), (-1,)),
+  (r"^model/.*/(attn|cross)\w*/(query|key|value)/kernel$", (-3,), (-2, -1)),
+  (r"^model/.*/(attn|cross)\w*/out/kernel$", (-3, -2), (-1,)),
   (r"^model/.*/(up|down)/kernel$", (-2,), (-1,)),
   (r"^model/.*/stem/kernel_\d+$", (-4, -3, -2), (-1,)),
 )
