@@ -9,7 +9,6 @@ import jax
 from vlp_jax.data import columns as columns_lib
 from vlp_jax.data import evaluation
 from vlp_jax.evaluators import placement
-from vlp_jax.ops import prng
 
 STREAMS = ("dropout", "mask", "sample")
 # What compares with other batches or with a teacher, of which an evaluation has none.
@@ -50,7 +49,7 @@ class Evaluator:
     pretrainer = pretrainer.clone(objectives=objectives, parent=None)
 
     def losses(variables, batch, index):
-      key = jax.random.fold_in(prng.key(self.seed), index)
+      key = jax.random.fold_in(jax.random.key(self.seed), index)
       rngs = {name: jax.random.fold_in(key, i) for i, name in enumerate(STREAMS)}
       loss, metrics = pretrainer.apply(variables, batch, rngs=rngs)
       return {"loss": loss} | dict(metrics)
