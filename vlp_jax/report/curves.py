@@ -6,7 +6,6 @@ import math
 import os
 import pathlib
 
-from matplotlib import figure
 import numpy as np
 
 TRAIN, HELD_OUT, FAINT = "#2457a6", "#c2410c", "#b8c7e0"
@@ -67,6 +66,9 @@ def plot_losses(
   columns = min(len(panels), 4)
   rows = math.ceil(len(panels) / columns)
   # Not pyplot: it keeps state, and wants a display where it finds one.
+  # Here: a run need not wait for it at its start.
+  from matplotlib import figure
+
   picture = figure.Figure(figsize=(2.5 * columns, 2.3 * rows), layout="constrained")
   axes = picture.subplots(rows, columns, squeeze=False)
   for axis in axes.flat[len(panels) :]:

@@ -6,7 +6,6 @@ import pathlib
 from typing import Any
 import zipfile
 
-import matplotlib
 import numpy as np
 from PIL import Image
 from PIL import ImageDraw
@@ -70,5 +69,8 @@ def heated(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
   """An image uint8 [R, R, 3] under a map [h, w], enlarged to at least SIDE."""
   times = max(1, SIDE // image.shape[0])
   image = image.repeat(times, axis=0).repeat(times, axis=1)
+  # Here: a run need not wait for it at its start.
+  import matplotlib
+
   colours = matplotlib.colormaps["YlOrRd"](np.linspace(0.0, 1.0, 256))[:, :3]
   return attention.overlay(image, attention.upsample(heat, image.shape[0]), colours)
