@@ -6,16 +6,15 @@ which a config names itm, mlm, mrfr and mrc. Files of before its renaming begin 
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import os
 from typing import Any
 
 import numpy as np
 
+from vlp_jax.interop import layout
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
-from vlp_jax.ops import tree as tree_lib
 
 # Sizes: those of `towers` for text, with the features Z of a region, P numbers of its
 # place, C classes.
@@ -29,11 +28,7 @@ TRUNK, OLD = "uniter.", "bert."
 MASK = f"{TRUNK}img_embeddings.mask_embedding.weight"
 
 
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-  """What an official file holds: params, a tree of ours."""
-
-  params: dict[str, Any]
+Checkpoint = layout.Checkpoint
 
 
 def load(
@@ -49,17 +44,7 @@ def load(
     FileNotFoundError, ValueError: see `reader.load` and `rules.from_theirs`.
   """
   tensors = _read(path, key)
-  layers = towers.depth(
-    tensors, f"{TRUNK}encoder.layer.{{i}}.", f"{path} is no UNITER checkpoint"
-  )
-  norm = f"{TRUNK}embeddings.LayerNorm.weight"
-  params = rules.from_theirs(
-    tensors,
-    parameter_rules(layers),
-    sizes=dict(N=towers.heads(tensors, norm, num_heads, "num_heads")),
-    what=f"the UNITER checkpoint {path}",
-  )
-  return Checkpoint(params)
+  return Checkpoint(LAYOUT.read(tensors, path, num_heads=num_heads))
 
 
 def save(
@@ -77,8 +62,7 @@ def save(
 
 def export(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """A tree of the parameters' shape (or of gradients) as {official name: tensor}."""
-  table, sizes = _table(params)
-  tensors = rules.to_theirs(params, table, sizes=sizes)
+  tensors = LAYOUT.write(params)
   # The official code fills the row of what is not hidden with zeros before it reads it.
   mask = tensors[MASK]
   tensors[MASK] = np.concatenate([np.zeros_like(mask), mask])
@@ -104,16 +88,8 @@ def init(
   Raises:
     FileNotFoundError, ValueError: one error that lists all that does not fit.
   """
-  table, sizes = _table(abstract_params)
-  return rules.from_theirs(
-    _read(path, key),
-    table,
-    sizes=sizes,
-    shapes=abstract_params,
-    skip=skip,
-    fresh=fresh,
-    what=f"the UNITER checkpoint {path}, for this model,",
-  )
+  read = lambda: _read(path, key)
+  return LAYOUT.fit(read, path, abstract_params, skip=skip, fresh=fresh)
 
 
 def parameter_rules(layers: int) -> rules.Table:
@@ -186,15 +162,17 @@ def _read(path, key):
   return tensors
 
 
-def _table(params):
-  """(table, sizes) of a tree of ours."""
-  leaves = tree_lib.flatten(params)
-  query = "model/fusion/blocks/attn/query/kernel"
-  missing = [p for p in (query, "model/image/feature/kernel") if p not in leaves]
-  if missing:
-    raise ValueError(
-      "this model is not of UNITER's kind (regions, words and one stream): it has no"
-      f" {', '.join(missing)}."
+LAYOUT = layout.Layout(
+  name="UNITER",
+  needs="regions, words and one stream",
+  table=parameter_rules,
+  stacks=dict(
+    layers=layout.Stack(
+      theirs=f"{TRUNK}encoder.layer.{{i}}.",
+      query="model/fusion/blocks/attn/query/kernel",
+      letter="N",
+      norm=f"{TRUNK}embeddings.LayerNorm.weight",
     )
-  layers, _, heads, _ = leaves[query].shape
-  return parameter_rules(layers), dict(N=heads)
+  ),
+  paths=("model/image/feature/kernel",),
+)
