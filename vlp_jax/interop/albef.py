@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vlp_jax.interop import layout
 from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
@@ -35,6 +36,9 @@ NO_MOMENTUM = (
   "model/temp",
   "objectives_itm/head/kernel",
   "objectives_itm/head/bias",
+)
+REFUSAL = (
+  "this model is not of ALBEF's kind (a ViT, a text encoder and cross-attention fusion)"
 )
 # models/vit.py and configs/config_bert.json.
 MADE_WITH = made_with_lib.of(
@@ -317,19 +321,11 @@ def _with_momentum(tree):
 
 def _sizes(params):
   """(depths, sizes): what the rules need to know of a tree of ours."""
-  leaves = tree_lib.flatten(params)
   query = "blocks/attn/query/kernel"
   wanted = [f"model/{tower}/{query}" for tower in ("image", "text", "fusion")]
-  wanted.append("model/image/patch/kernel")
-  missing = [path for path in wanted if path not in leaves]
-  if missing:
-    raise ValueError(
-      "this model is not of ALBEF's kind (a ViT, a text encoder and cross-attention"
-      f" fusion): it has no {', '.join(missing)}."
-    )
-  image, text, fusion, patch = (leaves[path].shape for path in wanted)
-  side = round((patch[0] / 3) ** 0.5)
+  found = layout.shapes(params, [*wanted, layout.PATCH], REFUSAL)
+  image, text, fusion, patch = found.values()
   depths = dict(
     depth_image=image[0], depth_text=text[0] + fusion[0], fusion_layer=text[0]
   )
-  return depths, dict(M=image[2], N=text[2], p=side, q=side)
+  return depths, dict(M=image[2], N=text[2], **layout.sides(patch))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vlp_jax.interop import albef
+from vlp_jax.interop import layout
 from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
@@ -287,14 +288,8 @@ def _sizes(params):
   query = "blocks/attn/query/kernel"
   fusion = pair if nlvr else f"model/fusion/{query}"
   wanted = [f"model/image/{query}", f"model/text/{query}", fusion]
-  wanted.append("model/image/patch/kernel")
-  missing = [path for path in wanted if path not in leaves]
-  if missing:
-    raise ValueError(
-      "this model is not of ALBEF's kind (a ViT, a text encoder and cross-attention"
-      f" fusion): it has no {', '.join(missing)}."
-    )
-  image, text, upper, patch = (leaves[path].shape for path in wanted)
+  found = layout.shapes(params, [*wanted, layout.PATCH], albef.REFUSAL)
+  image, text, upper, patch = found.values()
   depth_text = text[0] + upper[0] * (2 if nlvr else 1)
   depths = dict(depth_image=image[0], depth_text=depth_text, fusion_layer=text[0])
   decoder = leaves.get(f"model/decoder/{query}")
@@ -309,5 +304,4 @@ def _sizes(params):
       "this model is of no task of ALBEF: want the objective classify or vqa, or itc"
       " and itm."
     )
-  side = round((patch[0] / 3) ** 0.5)
-  return task, depths, dict(M=image[2], N=text[2], p=side, q=side)
+  return task, depths, dict(M=image[2], N=text[2], **layout.sides(patch))

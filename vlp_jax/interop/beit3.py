@@ -7,12 +7,12 @@ nothing, as fairseq counts from 2: they are kept beside the model, "unused".
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import os
 from typing import Any
 
 import numpy as np
 
+from vlp_jax.interop import layout
 from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
@@ -37,11 +37,7 @@ BESIDE = r"model/codebook/.*"
 MADE_WITH = made_with_lib.of(fusion=dict(act="gelu", norm_eps=1e-5))
 
 
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-  """What an official file holds: params, a tree of ours, with "unused"."""
-
-  params: dict[str, Any]
+Checkpoint = layout.Checkpoint
 
 
 def load(
@@ -241,18 +237,15 @@ def _layers(prefix, theirs, ours, layers):
 def _table(params):
   """(table, sizes) of a tree of ours."""
   leaves = tree_lib.flatten(params)
-  query, patch = f"{BLOCKS}/attn/query_image/kernel", "model/image/patch/kernel"
-  missing = [path for path in (query, patch) if path not in leaves]
-  if missing:
-    raise ValueError(
-      "this model is not of BEiT-3's kind (one stack, experts and attention of each"
-      f" modality's own): it has no {', '.join(missing)}."
-    )
-  side = round((leaves[patch].shape[0] / 3) ** 0.5)
-  depth, _, heads, _ = leaves[query].shape
+  refusal = (
+    "this model is not of BEiT-3's kind (one stack, experts and attention of each"
+    " modality's own)"
+  )
+  wanted = [f"{BLOCKS}/attn/query_image/kernel", layout.PATCH]
+  query, patch = layout.shapes(params, wanted, refusal).values()
   named = [name for name, (kernel, _, _) in HEADS.items() if kernel in leaves]
   names = ["logit_scale"] if "model/log_scale" in leaves else []
-  table = _rules(depth, named, names)
+  table = _rules(query[0], named, names)
   if "unused" not in params:
     table = [rule for rule in table if rule.theirs != UNUSED]
-  return table, dict(M=heads, p=side, q=side)
+  return table, dict(M=query[2], **layout.sides(patch))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vlp_jax.interop import layout
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
 from vlp_jax.ops import tree as tree_lib
@@ -106,18 +107,11 @@ class Layout:
 
   def sizes(self, params: Mapping[str, Any]) -> tuple[tuple[int, int], dict[str, int]]:
     """(depths, letters) that the rules need to know of a tree of ours."""
-    leaves = tree_lib.flatten(params)
     wanted = [f"model/{t}/blocks/attn/query/kernel" for t in ("image", "text")]
-    wanted.append("model/image/patch/kernel")
-    missing = [path for path in wanted if path not in leaves]
-    if missing:
-      raise ValueError(
-        f"this model cannot be {self.what} (a ViT and a text encoder): it has no"
-        f" {', '.join(missing)}."
-      )
-    image, text, patch = (leaves[path].shape for path in wanted)
-    side = round((patch[0] / 3) ** 0.5)
-    return (image[0], text[0]), dict(M=image[2], N=text[2], p=side, q=side)
+    refusal = f"this model cannot be {self.what} (a ViT and a text encoder)"
+    found = layout.shapes(params, [*wanted, layout.PATCH], refusal)
+    image, text, patch = found.values()
+    return (image[0], text[0]), dict(M=image[2], N=text[2], **layout.sides(patch))
 
   def _depths(self, tensors, path):
     what = f"{path} is not {self.what}"

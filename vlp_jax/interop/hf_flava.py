@@ -12,9 +12,9 @@ from typing import Any
 
 from vlp_jax.interop import hf
 from vlp_jax.interop import hf_vit
+from vlp_jax.interop import layout
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
-from vlp_jax.ops import tree as tree_lib
 
 # Sizes: those of `towers`; of the fusion A width, B mlp, J heads, j head_dim; E of the
 # contrastive space, C codes.
@@ -344,22 +344,12 @@ def _prefix(tensors):
 
 def _table(params, prefix, *, poolers):
   """(table, sizes) of a tree of ours."""
-  leaves = tree_lib.flatten(params)
-  query = "model/{}/blocks/attn/query/kernel"
-  wanted = [*(query.format(name) for name in TOWERS), "model/image/patch/kernel"]
-  wanted += ["model/fusion/image/kernel", "model/fusion/cls"]
-  missing = [path for path in wanted if path not in leaves]
-  if missing:
-    raise ValueError(
-      "this model is not of FLAVA's kind (two towers under one stream): it has no"
-      f" {', '.join(missing)}."
-    )
-  depths = {name: leaves[query.format(name)].shape[0] for name in TOWERS}
-  sizes = {
-    letter: leaves[query.format(name)].shape[2]
-    for name, letter in dict(image="M", text="N", fusion="J").items()
-  }
-  side = round((leaves["model/image/patch/kernel"].shape[0] / 3) ** 0.5)
+  wanted = [f"model/{name}/blocks/attn/query/kernel" for name in TOWERS]
+  wanted += [layout.PATCH, "model/fusion/image/kernel", "model/fusion/cls"]
+  refusal = "this model is not of FLAVA's kind (two towers under one stream)"
+  *queries, patch, _, _ = layout.shapes(params, wanted, refusal).values()
+  depths = {name: query[0] for name, query in zip(TOWERS, queries, strict=True)}
+  sizes = {c: query[2] for c, query in zip("MNJ", queries, strict=True)}
   heads = "objectives_mmm" in params
   table = _rules(prefix, depths, heads=heads, poolers=poolers)
-  return table, sizes | dict(p=side, q=side)
+  return table, sizes | layout.sides(patch)
