@@ -35,14 +35,7 @@ TIED = ("mim_head", "mlm_head", "mmm_image_head", "mmm_text_head")
 
 # What transformers leaves out of config.json where it is the default of the class
 # (configuration_flava.py).
-LAYERS = dict(
-  hidden_size=768,
-  num_hidden_layers=12,
-  num_attention_heads=12,
-  intermediate_size=3072,
-  hidden_act="gelu",
-  layer_norm_eps=1e-12,
-)
+LAYERS = hf.BASE | dict(hidden_act="gelu", layer_norm_eps=1e-12)
 DEFAULTS = dict(
   image_config=LAYERS | dict(image_size=224, patch_size=16),
   text_config=LAYERS | dict(max_position_embeddings=512, type_vocab_size=2),

@@ -60,12 +60,36 @@ class Stack:
 
 
 @dataclasses.dataclass(frozen=True)
+class Words:
+  """How messages begin; `{path}` stands for that of the file.
+
+  file, fitted: what does not fit the table, or a model. other_file, other_model: of
+  what is of another kind. written: what was to be written.
+  """
+
+  file: str
+  fitted: str
+  other_file: str
+  other_model: str
+  written: str = "the parameters"
+
+
+def words(name: str, needs: str) -> Words:
+  """Of the checkpoints of a model of this name, which has what it `needs`."""
+  return Words(
+    file=f"the {name} checkpoint {{path}}",
+    fitted=f"the {name} checkpoint {{path}}, for this model,",
+    other_file=f"{{path}} is no {name} checkpoint",
+    other_model=f"this model is not of {name}'s kind ({needs})",
+  )
+
+
+@dataclasses.dataclass(frozen=True)
 class Layout:
   """How someone names and arranges the tensors of a kind of model.
 
   Attributes:
-    name: of the model, for messages.
-    needs: what a model of this kind has, for the message to others.
+    words: of its messages.
     table: (**depths of the stacks, **what it has) -> rules.
     stacks: by the name of their depth.
     paths: of leaves that each such model has, beside the stacks.
@@ -73,8 +97,7 @@ class Layout:
     unused: patterns of names that say nothing.
   """
 
-  name: str
-  needs: str
+  words: Words
   table: Callable[..., rules.Table]
   stacks: Mapping[str, Stack]
   paths: Sequence[str] = (PATCH,)
@@ -94,13 +117,18 @@ class Layout:
     Raises:
       ValueError: it is no such file; see `towers.heads` and `rules.from_theirs`.
     """
-    depths = depths_in(tensors, self.stacks, f"{path} is no {self.name} checkpoint")
+    other = self.words.other_file.format(path=path)
+    depths = {k: towers.depth(tensors, s.theirs, other) for k, s in self.stacks.items()}
+    heads = {
+      s.letter: towers.heads(tensors, s.norm, num_heads[s.option], s.option)
+      for s in self.stacks.values()
+    }
     return rules.from_theirs(
       tensors,
       self.table(**depths, **self.in_file(tensors)),
-      sizes=heads_in(tensors, self.stacks, num_heads),
+      sizes=heads,
       skip=self.unused,
-      what=f"the {self.name} checkpoint {path}",
+      what=self.words.file.format(path=path),
     )
 
   def fit(
@@ -131,60 +159,28 @@ class Layout:
       shapes=abstract_params,
       skip=(*self.unused, *skip),
       fresh=fresh,
-      what=f"the {self.name} checkpoint {path}, for this model,",
+      what=self.words.fitted.format(path=path),
     )
 
   def write(self, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """{name: tensor} of a tree of ours; gradients have the same tree."""
     table, sizes = self._of_tree(params)
-    return rules.to_theirs(params, table, sizes=sizes)
+    return rules.to_theirs(params, table, sizes=sizes, what=self.words.written)
 
   def left(self, tensors: Tensors) -> dict[str, np.ndarray]:
     """Those of a file that are `unused`."""
     return {k: x for k, x in tensors.items() if rules.matches(k, self.unused)}
 
   def _of_tree(self, params):
-    """(table, sizes) of a tree of ours."""
-    refusal = f"this model is not of {self.name}'s kind ({self.needs})"
-    depths, sizes = of_tree(params, self.stacks, self.paths, refusal)
+    """(table, sizes) of a tree of ours: heads, and with `PATCH` p and q."""
+    stacks = self.stacks
+    paths = [*(stack.query for stack in stacks.values()), *self.paths]
+    found = shapes(params, paths, self.words.other_model)
+    depths = {name: found[stack.query][0] for name, stack in stacks.items()}
+    sizes = {stack.letter: found[stack.query][2] for stack in stacks.values()}
+    if PATCH in self.paths:
+      sizes |= sides(found[PATCH])
     return self.table(**depths, **self.in_tree(params)), sizes
-
-
-def depths_in(
-  tensors: Tensors, stacks: Mapping[str, Stack], what: str
-) -> dict[str, int]:
-  """{stack: depth} of a file; see `towers.depth` for `what` and errors."""
-  return {name: towers.depth(tensors, s.theirs, what) for name, s in stacks.items()}
-
-
-def heads_in(
-  tensors: Tensors, stacks: Mapping[str, Stack], given: Mapping[str, int | None]
-) -> dict[str, int]:
-  """{letter: heads} of a file; see `towers.heads` for what is `given`, and errors."""
-  return {
-    s.letter: towers.heads(tensors, s.norm, given[s.option], s.option)
-    for s in stacks.values()
-  }
-
-
-def of_tree(
-  params: Mapping[str, Any],
-  stacks: Mapping[str, Stack],
-  paths: Sequence[str],
-  refusal: str,
-) -> tuple[dict[str, int], dict[str, int]]:
-  """({stack: depth}, sizes) of a tree of ours: heads, and with `PATCH` p and q.
-
-  Args:
-    params: without boxes. stacks: of which it has all. paths: that it has beside them.
-    refusal: see `shapes`.
-  """
-  found = shapes(params, [*(s.query for s in stacks.values()), *paths], refusal)
-  depths = {name: found[s.query][0] for name, s in stacks.items()}
-  sizes = sides(found[PATCH]) if PATCH in paths else {}
-  for stack in stacks.values():
-    sizes.setdefault(stack.letter, found[stack.query][2])
-  return depths, sizes
 
 
 def shapes(

@@ -163,8 +163,7 @@ def _rules(*, depth_image, depth_text, depth_fusion, heads):
 
 
 LAYOUT = layout.Layout(
-  name="METER",
-  needs="a ViT, a text encoder and co-attention",
+  words=layout.words("METER", "a ViT, a text encoder and co-attention"),
   table=_rules,
   stacks=dict(
     depth_image=layout.Stack(

@@ -163,8 +163,7 @@ def _read(path, key):
 
 
 LAYOUT = layout.Layout(
-  name="UNITER",
-  needs="regions, words and one stream",
+  words=layout.words("UNITER", "regions, words and one stream"),
   table=parameter_rules,
   stacks=dict(
     layers=layout.Stack(

@@ -190,8 +190,7 @@ def _of_width(table):
 
 
 LAYOUT = layout.Layout(
-  name="ViLT",
-  needs="patches, words and one merged stack",
+  words=layout.words("ViLT", "patches, words and one merged stack"),
   table=_rules,
   stacks=dict(
     depth=layout.Stack(

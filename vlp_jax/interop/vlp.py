@@ -128,8 +128,7 @@ def _refuse_length(table, shape):
 
 
 LAYOUT = layout.Layout(
-  name="VLP",
-  needs="regions, words and one stream",
+  words=layout.words("VLP", "regions, words and one stream"),
   table=_rules,
   stacks=dict(
     layers=layout.Stack(
