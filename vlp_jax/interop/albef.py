@@ -88,9 +88,7 @@ def load(
   table = pretraining_rules(**depths)
   what = f"the ALBEF checkpoint {path}"
   tree = rules.from_theirs(tensors, table, sizes=sizes, what=what)
-  live = tree_lib.flatten(tree["params"])
-  ema = tree_lib.flatten(tree["ema"]) | {name: live[name] for name in NO_MOMENTUM}
-  return Checkpoint(tree["params"], rules.nest(ema), tree["memory"])
+  return Checkpoint(tree["params"], with_live(tree, NO_MOMENTUM), tree["memory"])
 
 
 def save(
@@ -109,7 +107,7 @@ def save(
   depths, sizes = _sizes(checkpoint.params)
   tree = dict(
     params=checkpoint.params,
-    ema=_with_momentum(averages(checkpoint)),
+    ema=with_momentum(averages(checkpoint), NO_MOMENTUM),
     memory=checkpoint.memory,
   )
   what = f"what to write to {path}"
@@ -131,7 +129,7 @@ def export(
   """
   depths, sizes = _sizes(params)
   table = parameter_rules(**depths, momentum=momentum)
-  tree = _with_momentum(params) if momentum else params
+  tree = with_momentum(params, NO_MOMENTUM) if momentum else params
   return rules.to_theirs(tree, table, sizes=sizes)
 
 
@@ -313,10 +311,17 @@ def averages(checkpoint: "Checkpoint") -> dict[str, Any]:
   return checkpoint.params if checkpoint.ema is None else checkpoint.ema
 
 
-def _with_momentum(tree):
-  """The leaves that have a momentum copy upstream."""
+def with_momentum(tree: Mapping[str, Any], none: Sequence[str]) -> dict[str, Any]:
+  """The leaves that have a momentum copy upstream: not those of the patterns `none`."""
   leaves = tree_lib.flatten(tree)
-  return rules.nest({k: leaf for k, leaf in leaves.items() if k not in NO_MOMENTUM})
+  return rules.nest({k: x for k, x in leaves.items() if not rules.matches(k, none)})
+
+
+def with_live(tree: Mapping[str, Any], none: Sequence[str]) -> dict[str, Any]:
+  """`tree["ema"]`, and of `tree["params"]` what has no momentum copy upstream."""
+  live = tree_lib.flatten(tree["params"])
+  single = {k: x for k, x in live.items() if rules.matches(k, none)}
+  return rules.nest(tree_lib.flatten(tree["ema"]) | single)
 
 
 def _sizes(params):

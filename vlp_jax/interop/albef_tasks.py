@@ -31,7 +31,6 @@ SIGNATURE = (
   # BLIP's text layers all attend to the image.
   r"!text_encoder\.encoder\.layer\.0\.crossattention\..*",
 )
-NO_MOMENTUM = albef.NO_MOMENTUM
 
 
 def task_of(names: Sequence[str]) -> str:
@@ -81,10 +80,8 @@ def load(
   what = f"the ALBEF checkpoint {path} of the task {task}"
   table = checkpoint_rules(task=task, **depths)
   tree = rules.from_theirs(tensors, table, sizes=sizes, what=what)
-  live = tree_lib.flatten(tree["params"])
-  single = {name: live[name] for name in NO_MOMENTUM if name in live}
-  ema = tree_lib.flatten(tree["ema"]) | single
-  return Checkpoint(tree["params"], rules.nest(ema), tree.get("memory", {}))
+  ema = albef.with_live(tree, albef.NO_MOMENTUM)
+  return Checkpoint(tree["params"], ema, tree.get("memory", {}))
 
 
 def save(
@@ -95,7 +92,8 @@ def save(
   Args: as of `albef.save`.
   """
   task, depths, sizes = _sizes(checkpoint.params)
-  tree = dict(params=checkpoint.params, ema=_with_momentum(albef.averages(checkpoint)))
+  ema = albef.with_momentum(albef.averages(checkpoint), albef.NO_MOMENTUM)
+  tree = dict(params=checkpoint.params, ema=ema)
   if checkpoint.memory:
     tree["memory"] = checkpoint.memory
   table = checkpoint_rules(task=task, **depths)
@@ -109,7 +107,7 @@ def export(
   """A tree of the parameters' shape (gradients, averages) under official names."""
   task, depths, sizes = _sizes(params)
   table = parameter_rules(task=task, **depths, momentum=momentum)
-  tree = _with_momentum(params) if momentum else params
+  tree = albef.with_momentum(params, albef.NO_MOMENTUM) if momentum else params
   return rules.to_theirs(tree, table, sizes=sizes)
 
 
@@ -272,12 +270,6 @@ def _depths_of(tensors, path):
   if any(name.startswith("text_decoder.") for name in tensors):
     depths["depth_decoder"] = towers.depth(tensors, decoder, f"{path} is no ALBEF")
   return depths
-
-
-def _with_momentum(tree):
-  """The leaves that have a momentum copy upstream."""
-  leaves = tree_lib.flatten(tree)
-  return rules.nest({k: leaf for k, leaf in leaves.items() if k not in NO_MOMENTUM})
 
 
 def _sizes(params):

@@ -120,17 +120,8 @@ def init(
 
   The table of positions is resized to the model's grid, as the official code does.
 
-  Args:
-    abstract_params: the model's tree, without boxes; leaves have shape and dtype.
-    path, key: see `reader.load`.
-    skip: regular expressions of whole names in the file that the model does not use,
-      e.g. `mim_head\\..*`.
-    fresh: of whole paths of the model that the file does not have, e.g.
-      `model/codebook/.*`, which another part of `c.init` fills.
-    model, made_with: see `made_with.check`; None: not compared.
-
-  Raises:
-    FileNotFoundError, ValueError: one error that lists all that does not fit.
+  Arguments and errors as of `vilt.init`; the codebook is not in the file, and another
+  part of `c.init` fills it: fresh=["model/codebook/.*"].
   """
   made_with_lib.check(model, MADE_WITH, path, made_with)
   table, sizes = _table(abstract_params)

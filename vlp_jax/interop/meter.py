@@ -107,19 +107,8 @@ def init(
   """Parameters of a model from an official file: `c.init = dict(type="meter", path=…)`.
 
   The table of image positions is resized to the model's grid as the official
-  `adapt_position_encoding` does it (bicubic). What tasks begin with is as of
-  `vilt.init`.
-
-  Args:
-    abstract_params: the model's tree, without boxes; leaves have shape and dtype.
-    path, key: see `reader.load`.
-    skip: regular expressions of whole names in the file that the model does not use,
-      e.g. `(mlm|itm)_score\\..*` for a downstream task.
-    fresh: of whole paths of the model that the file does not have.
-    model, made_with: see `made_with.check`; None: not compared.
-
-  Raises:
-    FileNotFoundError, ValueError: one error that lists all that does not fit.
+  `adapt_position_encoding` does it (bicubic). What tasks begin with, arguments and
+  errors are as of `vilt.init`.
   """
   made_with_lib.check(model, MADE_WITH, path, made_with)
   read = lambda: vilt.with_rank(reader.load(path, key=key), abstract_params)

@@ -34,15 +34,7 @@ Checkpoint = layout.Checkpoint
 def load(
   path: str | os.PathLike, *, num_heads: int | None = None, key: str | None = None
 ) -> Checkpoint:
-  """Reads an official file, uniter-base.pt.
-
-  Args:
-    path: see `reader.load`, also for `key`.
-    num_heads: which no shape tells; None: of 64 each, as in all that is published.
-
-  Raises:
-    FileNotFoundError, ValueError: see `reader.load` and `rules.from_theirs`.
-  """
+  """Reads an official file, uniter-base.pt; see `vilt.load` for the arguments."""
   tensors = _read(path, key)
   return Checkpoint(LAYOUT.read(tensors, path, num_heads=num_heads))
 
@@ -79,14 +71,7 @@ def init(
 ) -> dict[str, Any]:
   """Parameters of a model: `c.init = dict(type="uniter", path=…)`.
 
-  Args:
-    abstract_params: the model's tree, without boxes; leaves have shape and dtype.
-    path, key: see `reader.load`.
-    skip: regular expressions of whole names in the file that the model does not use.
-    fresh: of whole paths of the model that the file does not have.
-
-  Raises:
-    FileNotFoundError, ValueError: one error that lists all that does not fit.
+  Arguments and errors as of `vilt.init`.
   """
   read = lambda: _read(path, key)
   return LAYOUT.fit(read, path, abstract_params, skip=skip, fresh=fresh)

@@ -143,17 +143,8 @@ def init(
   The biases by distance are resized to the model's grid as the official code does it
   (`resize_distances`), base-plus's positions bicubic.
 
-  Args:
-    abstract_params: the model's tree, without boxes; leaves have shape and dtype.
-    path, key: see `reader.load`.
-    skip: regular expressions of whole names in the file that the model does not use,
-      e.g. `(mlm|itm)_score\\..*` for a downstream task.
-    fresh: of whole paths of the model that the file does not have.
-    words: the longest text of the table of distances (max_text_len_of_initckpt).
-    model, made_with: see `made_with.check`; None: not compared.
-
-  Raises:
-    FileNotFoundError, ValueError: one error that lists all that does not fit.
+  words: the longest text of the table of distances (max_text_len_of_initckpt). Other
+  arguments and errors as of `vilt.init`.
   """
   made_with_lib.check(model, MADE_WITH, path, made_with)
   described, sizes = _of_tree(abstract_params)

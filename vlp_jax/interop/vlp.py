@@ -35,15 +35,7 @@ Checkpoint = layout.Checkpoint
 def load(
   path: str | os.PathLike, *, num_heads: int | None = None, key: str | None = None
 ) -> Checkpoint:
-  """Reads an official file, model.<epoch>.bin.
-
-  Args:
-    path: see `reader.load`, also for `key`.
-    num_heads: which no shape tells; None: of 64 each, as in all that is published.
-
-  Raises:
-    FileNotFoundError, ValueError: see `reader.load` and `rules.from_theirs`.
-  """
+  """Reads an official file, model.<epoch>.bin; see `vilt.load` for the arguments."""
   tensors = reader.load(path, key=key)
   return Checkpoint(LAYOUT.read(tensors, path, num_heads=num_heads))
 
@@ -78,15 +70,7 @@ def init(
 ) -> dict[str, Any]:
   """Parameters of a model from an official file: `c.init = dict(type="vlp", path=…)`.
 
-  Args:
-    abstract_params: the model's tree, without boxes; leaves have shape and dtype.
-    path, key: see `reader.load`.
-    skip: regular expressions of whole names in the file that the model does not use.
-    fresh: of whole paths of the model that the file does not have.
-    model, made_with: see `made_with.check`; None: not compared.
-
-  Raises:
-    FileNotFoundError, ValueError: one error that lists all that does not fit.
+  Arguments and errors as of `vilt.init`.
   """
   made_with_lib.check(model, MADE_WITH, path, made_with)
   read = lambda: reader.load(path, key=key)
