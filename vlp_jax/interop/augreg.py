@@ -6,7 +6,6 @@ and "pre_logits" of the older files.
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import os
 import pathlib
 import re
@@ -47,11 +46,7 @@ MADE_WITH = dict(act=frozenset({"gelu", "gelu_tanh"}), norm_eps=1e-6)
 HEADS = {"classifier": "head", "pre_logits": "pre_logits"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-  """params: {"model": {"image": …}}, and the heads that the file has."""
-
-  params: dict[str, Any]
+Checkpoint = layout.Checkpoint
 
 
 def load(path: str | os.PathLike) -> Checkpoint:

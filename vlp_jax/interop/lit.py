@@ -135,16 +135,7 @@ def init(
 
   The table of image positions is resized to the model's grid, bicubic.
 
-  Args:
-    abstract_params: the model's tree, without boxes; leaves have shape and dtype.
-    path: see `reader.load`.
-    skip: regular expressions of whole names in the file, without its prefix, that the
-      model does not use.
-    fresh: of whole paths of the model that the file does not have.
-    model, made_with: see `made_with.check`; None: not compared.
-
-  Raises:
-    FileNotFoundError, ValueError: one error that lists all that does not fit.
+  Arguments and errors as of `big_vision.init`.
   """
   tensors, _, _ = flax_file.read(path)
   described = _described(tensors, f"{path} is no LiT of vit_jax or big_vision")

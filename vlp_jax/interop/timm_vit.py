@@ -6,7 +6,6 @@ one: "distillation_classifier".
 """
 
 from collections.abc import Collection, Mapping, Sequence
-import dataclasses
 import os
 import pathlib
 from typing import Any
@@ -31,11 +30,7 @@ SOURCES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-  """params: {"model": {"image": …}}, and "classifier" where the file has one."""
-
-  params: dict[str, Any]
+Checkpoint = layout.Checkpoint
 
 
 def load(
