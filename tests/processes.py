@@ -42,7 +42,7 @@ def start(
   env = {
     "VLP_JAX_COORDINATOR": f"localhost:{free_port()}",
     "VLP_JAX_NUM_PROCESSES": str(count),
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    "XLA_FLAGS": runs.xla_flags(devices),
     **env,
   }
   if cache := os.environ.get("JAX_COMPILATION_CACHE_DIR"):

@@ -28,11 +28,17 @@ ITC = (
 RATES = ("examples_per_second", "input_wait")
 
 
+def xla_flags(devices: int) -> str:
+  """What this process was given, and so many devices."""
+  given = os.environ.get("XLA_FLAGS", "")
+  return f"{given} --xla_force_host_platform_device_count={devices}"
+
+
 def start(
   workdir: pathlib.Path, *options: str, config: str = str(CONFIG), devices: int = 1
 ) -> subprocess.Popen:
   """Starts `python -m vlp_jax.train`; its output goes to WORKDIR.log."""
-  flags = f"--xla_force_host_platform_device_count={devices}"
+  flags = xla_flags(devices)
   argv = [sys.executable, "-m", "vlp_jax.train", f"--config={config}"]
   with open(f"{workdir}.log", "a", encoding="utf-8") as log:
     return subprocess.Popen(

@@ -146,7 +146,7 @@ def start(workdir, log, *, module="vlp_jax.train", options=OPTIONS):
   if module == "vlp_jax.train":
     argv += [f"--config={runs.CONFIG}", *(f"--config.{each}" for each in options)]
   with open(log, "a", encoding="utf-8") as file:
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    flags = {"XLA_FLAGS": runs.xla_flags(1)}
     return subprocess.Popen(
       argv, cwd=runs.ROOT, env=os.environ | flags, stdout=file, stderr=file
     )

@@ -13,6 +13,7 @@ from vlp_jax import build
 from vlp_jax import config as config_lib
 from vlp_jax import feeds
 from vlp_jax.data import vocab as vocab_lib
+from vlp_jax.ops import prng
 from vlp_jax.ops import reduce
 from vlp_jax.ops import tree
 from vlp_jax.training import optim as optim_lib
@@ -100,7 +101,7 @@ def shapes(config):
   tx, schedule = optim_lib.make(optim, params, total_steps=time.total)
   ema = config.ema_decay is not None
   init = step_lib.make_init(pretrainer, tx, ema=ema)
-  boxed = jax.eval_shape(init, jax.random.key(0), batch)
+  boxed = jax.eval_shape(init, prng.key(0), batch)
   # The tables of the sharding cover every parameter's axes.
   sharding = sharding_lib.Sharding(**config.sharding)
   mesh = sharding_lib.make_mesh(sharding, jax.devices())

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vlp_jax.ops import prng
 from vlp_jax.ops import reduce
 from vlp_jax.ops import tree
 from vlp_jax.training import draw as draw_lib
@@ -52,14 +53,42 @@ def keys(seed: int, step: jax.Array) -> dict[str, jax.Array]:
   return {name: jax.random.fold_in(key, i) for i, name in enumerate(STREAMS)}
 
 
+class _The:
+  """A module as a key: a module that holds a dict has no hash."""
+
+  def __init__(self, module):
+    self.module = module
+
+  def __eq__(self, other):
+    return self.module is other.module
+
+  def __hash__(self):
+    return id(self.module)
+
+
+@functools.lru_cache(maxsize=4)
+def _variables(the):
+  """`(key, batch) -> variables` of `the.module`, boxed.
+
+  Jitted, and the same function whenever it is asked for, so that JAX goes through the
+  model once for its shapes, their places and their values.
+  """
+
+  @jax.jit
+  def variables(key, batch):
+    rngs = {name: jax.random.fold_in(key, i) for i, name in enumerate(STREAMS)}
+    return the.module.init({"params": key, **rngs}, batch)
+
+  return variables
+
+
 def make_init(
   pretrainer: nn.Module, tx: optax.GradientTransformation, *, ema: bool
 ) -> Callable[[jax.Array, Mapping[str, jax.Array]], TrainState]:
   """`init(key, batch) -> TrainState`, its leaves boxed with their logical axes."""
 
   def init(key, batch):
-    rngs = {name: jax.random.fold_in(key, i) for i, name in enumerate(STREAMS)}
-    variables = pretrainer.init({"params": key, **rngs}, batch)
+    variables = _variables(_The(pretrainer))(key, batch)
     params = variables["params"]
     return TrainState(
       step=jnp.int32(0),
@@ -74,8 +103,7 @@ def make_init(
 
 def abstract_params(pretrainer: nn.Module, batch: Mapping[str, Any]) -> Any:
   """Unboxed shapes of the parameters: no memory, no computation."""
-  rngs = {name: jax.random.key(0) for name in ("params", *STREAMS)}
-  shapes = jax.eval_shape(lambda b: pretrainer.init(rngs, b), batch)
+  shapes = jax.eval_shape(_variables(_The(pretrainer)), prng.key(0), batch)
   return nn.unbox(shapes["params"])
 
 
@@ -91,7 +119,7 @@ def abstract_state(
   """Shapes, dtypes and shardings of the state: no memory, no computation."""
   init = make_init(pretrainer, tx, ema=ema)
   # Outside of the mesh context: constants boxed inside it cannot be evaluated.
-  boxed = jax.eval_shape(init, jax.random.key(0), batch)
+  boxed = jax.eval_shape(init, prng.key(0), batch)
   places = sharding_lib.shardings(boxed, mesh, sharding)
   return jax.tree.map(
     lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place),
@@ -121,11 +149,10 @@ def init_state(
 
   def make():
     example = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dict(batch))
-    return nn.unbox(init(jax.random.key(seed), example))
+    return nn.unbox(init(prng.key(seed), example))
 
   places = jax.tree.map(lambda x: x.sharding, where)
-  with sharding_lib.use(mesh, sharding):
-    return jax.jit(make, out_shardings=places)()
+  return jax.jit(make, out_shardings=places)()
 
 
 def make_train_step(
