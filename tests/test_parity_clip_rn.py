@@ -6,6 +6,7 @@ running statistics; the official file there and back. Tolerance as in test_parit
 
 import json
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -157,6 +158,16 @@ def test_a_run_starts_from_it(official):
   params["model"]["image"]["stage_1"]["rest"]["look"]["conv"]["kernel"] = table
   with pytest.raises(ValueError, match=r"stage_1/rest/look/conv/kernel: file \[1, 3"):
     initial.load(start, params)
+
+
+def test_a_model_of_other_layers_is_refused(official):
+  start = dict(type="clip_resnet", path=str(FILE))
+  text = types.SimpleNamespace(act="gelu", norm_eps=1e-5)
+  model = types.SimpleNamespace(image=types.SimpleNamespace(norm_eps=1e-5), text=text)
+  with pytest.raises(ValueError, match="model.text.act='gelu', but .* 'quick_gelu'"):
+    initial.load(start, official.params, model=model)
+  text.act = "quick_gelu"
+  initial.load(start, official.params, model=model)
 
 
 def test_a_model_of_another_kind_is_refused():

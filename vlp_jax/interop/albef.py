@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vlp_jax.interop import layout
 from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
@@ -35,6 +36,9 @@ NO_MOMENTUM = (
   "model/temp",
   "objectives_itm/head/kernel",
   "objectives_itm/head/bias",
+)
+REFUSAL = (
+  "this model is not of ALBEF's kind (a ViT, a text encoder and cross-attention fusion)"
 )
 # models/vit.py and configs/config_bert.json.
 MADE_WITH = made_with_lib.of(
@@ -84,9 +88,7 @@ def load(
   table = pretraining_rules(**depths)
   what = f"the ALBEF checkpoint {path}"
   tree = rules.from_theirs(tensors, table, sizes=sizes, what=what)
-  live = tree_lib.flatten(tree["params"])
-  ema = tree_lib.flatten(tree["ema"]) | {name: live[name] for name in NO_MOMENTUM}
-  return Checkpoint(tree["params"], rules.nest(ema), tree["memory"])
+  return Checkpoint(tree["params"], with_live(tree, NO_MOMENTUM), tree["memory"])
 
 
 def save(
@@ -105,7 +107,7 @@ def save(
   depths, sizes = _sizes(checkpoint.params)
   tree = dict(
     params=checkpoint.params,
-    ema=_with_momentum(averages(checkpoint)),
+    ema=with_momentum(averages(checkpoint), NO_MOMENTUM),
     memory=checkpoint.memory,
   )
   what = f"what to write to {path}"
@@ -127,7 +129,7 @@ def export(
   """
   depths, sizes = _sizes(params)
   table = parameter_rules(**depths, momentum=momentum)
-  tree = _with_momentum(params) if momentum else params
+  tree = with_momentum(params, NO_MOMENTUM) if momentum else params
   return rules.to_theirs(tree, table, sizes=sizes)
 
 
@@ -309,27 +311,26 @@ def averages(checkpoint: "Checkpoint") -> dict[str, Any]:
   return checkpoint.params if checkpoint.ema is None else checkpoint.ema
 
 
-def _with_momentum(tree):
-  """The leaves that have a momentum copy upstream."""
+def with_momentum(tree: Mapping[str, Any], none: Sequence[str]) -> dict[str, Any]:
+  """The leaves that have a momentum copy upstream: not those of the patterns `none`."""
   leaves = tree_lib.flatten(tree)
-  return rules.nest({k: leaf for k, leaf in leaves.items() if k not in NO_MOMENTUM})
+  return rules.nest({k: x for k, x in leaves.items() if not rules.matches(k, none)})
+
+
+def with_live(tree: Mapping[str, Any], none: Sequence[str]) -> dict[str, Any]:
+  """`tree["ema"]`, and of `tree["params"]` what has no momentum copy upstream."""
+  live = tree_lib.flatten(tree["params"])
+  single = {k: x for k, x in live.items() if rules.matches(k, none)}
+  return rules.nest(tree_lib.flatten(tree["ema"]) | single)
 
 
 def _sizes(params):
   """(depths, sizes): what the rules need to know of a tree of ours."""
-  leaves = tree_lib.flatten(params)
   query = "blocks/attn/query/kernel"
   wanted = [f"model/{tower}/{query}" for tower in ("image", "text", "fusion")]
-  wanted.append("model/image/patch/kernel")
-  missing = [path for path in wanted if path not in leaves]
-  if missing:
-    raise ValueError(
-      "this model is not of ALBEF's kind (a ViT, a text encoder and cross-attention"
-      f" fusion): it has no {', '.join(missing)}."
-    )
-  image, text, fusion, patch = (leaves[path].shape for path in wanted)
-  side = round((patch[0] / 3) ** 0.5)
+  found = layout.shapes(params, [*wanted, layout.PATCH], REFUSAL)
+  image, text, fusion, patch = found.values()
   depths = dict(
     depth_image=image[0], depth_text=text[0] + fusion[0], fusion_layer=text[0]
   )
-  return depths, dict(M=image[2], N=text[2], p=side, q=side)
+  return depths, dict(M=image[2], N=text[2], **layout.sides(patch))

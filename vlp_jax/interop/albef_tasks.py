@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vlp_jax.interop import albef
+from vlp_jax.interop import layout
 from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
@@ -30,7 +31,6 @@ SIGNATURE = (
   # BLIP's text layers all attend to the image.
   r"!text_encoder\.encoder\.layer\.0\.crossattention\..*",
 )
-NO_MOMENTUM = albef.NO_MOMENTUM
 
 
 def task_of(names: Sequence[str]) -> str:
@@ -80,10 +80,8 @@ def load(
   what = f"the ALBEF checkpoint {path} of the task {task}"
   table = checkpoint_rules(task=task, **depths)
   tree = rules.from_theirs(tensors, table, sizes=sizes, what=what)
-  live = tree_lib.flatten(tree["params"])
-  single = {name: live[name] for name in NO_MOMENTUM if name in live}
-  ema = tree_lib.flatten(tree["ema"]) | single
-  return Checkpoint(tree["params"], rules.nest(ema), tree.get("memory", {}))
+  ema = albef.with_live(tree, albef.NO_MOMENTUM)
+  return Checkpoint(tree["params"], ema, tree.get("memory", {}))
 
 
 def save(
@@ -94,7 +92,8 @@ def save(
   Args: as of `albef.save`.
   """
   task, depths, sizes = _sizes(checkpoint.params)
-  tree = dict(params=checkpoint.params, ema=_with_momentum(albef.averages(checkpoint)))
+  ema = albef.with_momentum(albef.averages(checkpoint), albef.NO_MOMENTUM)
+  tree = dict(params=checkpoint.params, ema=ema)
   if checkpoint.memory:
     tree["memory"] = checkpoint.memory
   table = checkpoint_rules(task=task, **depths)
@@ -108,7 +107,7 @@ def export(
   """A tree of the parameters' shape (gradients, averages) under official names."""
   task, depths, sizes = _sizes(params)
   table = parameter_rules(task=task, **depths, momentum=momentum)
-  tree = _with_momentum(params) if momentum else params
+  tree = albef.with_momentum(params, albef.NO_MOMENTUM) if momentum else params
   return rules.to_theirs(tree, table, sizes=sizes)
 
 
@@ -273,12 +272,6 @@ def _depths_of(tensors, path):
   return depths
 
 
-def _with_momentum(tree):
-  """The leaves that have a momentum copy upstream."""
-  leaves = tree_lib.flatten(tree)
-  return rules.nest({k: leaf for k, leaf in leaves.items() if k not in NO_MOMENTUM})
-
-
 def _sizes(params):
   """(task, depths, sizes): what the rules need to know of a tree of ours."""
   leaves = tree_lib.flatten(params)
@@ -287,14 +280,8 @@ def _sizes(params):
   query = "blocks/attn/query/kernel"
   fusion = pair if nlvr else f"model/fusion/{query}"
   wanted = [f"model/image/{query}", f"model/text/{query}", fusion]
-  wanted.append("model/image/patch/kernel")
-  missing = [path for path in wanted if path not in leaves]
-  if missing:
-    raise ValueError(
-      "this model is not of ALBEF's kind (a ViT, a text encoder and cross-attention"
-      f" fusion): it has no {', '.join(missing)}."
-    )
-  image, text, upper, patch = (leaves[path].shape for path in wanted)
+  found = layout.shapes(params, [*wanted, layout.PATCH], albef.REFUSAL)
+  image, text, upper, patch = found.values()
   depth_text = text[0] + upper[0] * (2 if nlvr else 1)
   depths = dict(depth_image=image[0], depth_text=depth_text, fusion_layer=text[0])
   decoder = leaves.get(f"model/decoder/{query}")
@@ -309,5 +296,4 @@ def _sizes(params):
       "this model is of no task of ALBEF: want the objective classify or vqa, or itc"
       " and itm."
     )
-  side = round((patch[0] / 3) ** 0.5)
-  return task, depths, dict(M=image[2], N=text[2], p=side, q=side)
+  return task, depths, dict(M=image[2], N=text[2], **layout.sides(patch))

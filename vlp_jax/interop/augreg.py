@@ -6,13 +6,13 @@ and "pre_logits" of the older files.
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import os
 import pathlib
 import re
 from typing import Any
 
 from vlp_jax.interop import hf_vit
+from vlp_jax.interop import layout
 from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
@@ -46,11 +46,7 @@ MADE_WITH = dict(act=frozenset({"gelu", "gelu_tanh"}), norm_eps=1e-6)
 HEADS = {"classifier": "head", "pre_logits": "pre_logits"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-  """params: {"model": {"image": …}}, and the heads that the file has."""
-
-  params: dict[str, Any]
+Checkpoint = layout.Checkpoint
 
 
 def load(path: str | os.PathLike) -> Checkpoint:
@@ -70,10 +66,9 @@ def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
   """Writes a .npz file; what `load` read comes back bit by bit."""
   leaves = tree_lib.flatten(checkpoint.params)
   depth = leaves["model/image/blocks/attn/query/kernel"].shape[0]
-  side = round((leaves["model/image/patch/kernel"].shape[0] / 3) ** 0.5)
   has = [name for name in HEADS if f"{name}/kernel" in leaves]
   table = [*tower_rules("model/image", depth), *head_rules(has)]
-  sizes, what = dict(p=side, q=side), f"what to write to {path}"
+  sizes, what = layout.sides(leaves[layout.PATCH].shape), f"what to write to {path}"
   tensors = rules.to_theirs(checkpoint.params, table, sizes=sizes, what=what)
   reader.save(path, tensors)
 

@@ -7,12 +7,12 @@ nothing, as fairseq counts from 2: they are kept beside the model, "unused".
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import os
 from typing import Any
 
 import numpy as np
 
+from vlp_jax.interop import layout
 from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
@@ -37,11 +37,7 @@ BESIDE = r"model/codebook/.*"
 MADE_WITH = made_with_lib.of(fusion=dict(act="gelu", norm_eps=1e-5))
 
 
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-  """What an official file holds: params, a tree of ours, with "unused"."""
-
-  params: dict[str, Any]
+Checkpoint = layout.Checkpoint
 
 
 def load(
@@ -124,17 +120,8 @@ def init(
 
   The table of positions is resized to the model's grid, as the official code does.
 
-  Args:
-    abstract_params: the model's tree, without boxes; leaves have shape and dtype.
-    path, key: see `reader.load`.
-    skip: regular expressions of whole names in the file that the model does not use,
-      e.g. `mim_head\\..*`.
-    fresh: of whole paths of the model that the file does not have, e.g.
-      `model/codebook/.*`, which another part of `c.init` fills.
-    model, made_with: see `made_with.check`; None: not compared.
-
-  Raises:
-    FileNotFoundError, ValueError: one error that lists all that does not fit.
+  Arguments and errors as of `vilt.init`; the codebook is not in the file, and another
+  part of `c.init` fills it: fresh=["model/codebook/.*"].
   """
   made_with_lib.check(model, MADE_WITH, path, made_with)
   table, sizes = _table(abstract_params)
@@ -241,18 +228,15 @@ def _layers(prefix, theirs, ours, layers):
 def _table(params):
   """(table, sizes) of a tree of ours."""
   leaves = tree_lib.flatten(params)
-  query, patch = f"{BLOCKS}/attn/query_image/kernel", "model/image/patch/kernel"
-  missing = [path for path in (query, patch) if path not in leaves]
-  if missing:
-    raise ValueError(
-      "this model is not of BEiT-3's kind (one stack, experts and attention of each"
-      f" modality's own): it has no {', '.join(missing)}."
-    )
-  side = round((leaves[patch].shape[0] / 3) ** 0.5)
-  depth, _, heads, _ = leaves[query].shape
+  refusal = (
+    "this model is not of BEiT-3's kind (one stack, experts and attention of each"
+    " modality's own)"
+  )
+  wanted = [f"{BLOCKS}/attn/query_image/kernel", layout.PATCH]
+  query, patch = layout.shapes(params, wanted, refusal).values()
   named = [name for name, (kernel, _, _) in HEADS.items() if kernel in leaves]
   names = ["logit_scale"] if "model/log_scale" in leaves else []
-  table = _rules(depth, named, names)
+  table = _rules(query[0], named, names)
   if "unused" not in params:
     table = [rule for rule in table if rule.theirs != UNUSED]
-  return table, dict(M=heads, p=side, q=side)
+  return table, dict(M=query[2], **layout.sides(patch))

@@ -16,6 +16,7 @@ import numpy as np
 
 from vlp_jax.interop import dual
 from vlp_jax.interop import flax_file
+from vlp_jax.interop import layout
 from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
@@ -206,7 +207,7 @@ def _described(tensors, path):
 def _of_tree(params, rows):
   """(described, sizes) of a tree of ours."""
   leaves = tree_lib.flatten(params)
-  query, patch = "model/{}/blocks/attn/query/kernel", "model/image/patch/kernel"
+  query, patch = "model/{}/blocks/attn/query/kernel", layout.PATCH
   missing = [p for p in (query.format("image"), patch) if p not in leaves]
   if missing:
     raise ValueError(
@@ -217,7 +218,7 @@ def _of_tree(params, rows):
   positions = leaves.get("model/image/posemb")
   places = 0 if positions is None else positions.shape[0]
   class_token = "model/image/cls" in leaves
-  side = round((leaves[patch].shape[0] / 3) ** 0.5)
+  sizes = layout.sides(leaves[patch].shape)
   described = _Described(
     image=leaves[query.format("image")].shape[0],
     text=None if text is None else text.shape[0],
@@ -231,7 +232,7 @@ def _of_tree(params, rows):
     pre_logits="pre_logits/kernel" in leaves,
     bias=dual.BIAS in leaves,
   )
-  return described, dict(p=side, q=side, A=round(places**0.5))
+  return described, sizes | dict(A=round(places**0.5))
 
 
 def _table(described):

@@ -11,11 +11,12 @@ the two are of different weights, and the decoder is `decoder`; in NLVR2 the sta
 from collections.abc import Mapping, Sequence
 import dataclasses
 import os
-import re
 from typing import Any
 
 import numpy as np
 
+from vlp_jax.interop import albef
+from vlp_jax.interop import layout
 from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
@@ -38,15 +39,14 @@ MERGE_FROM = 6  # nlvr_encoder.py
 # Parts of a layer that the decoder has for itself: their name in our tree.
 OWN = {"/attn/": "/attn_causal/", "/norm_attn/": "/norm_attn_causal/"}
 # Upstream has no momentum copy of these: the averaged tree gets the live ones.
-NO_MOMENTUM = r"model/temp|objectives_.*|model/fusion/blocks/\w*attn_causal/.*"
+NO_MOMENTUM = (
+  r"model/temp",
+  r"objectives_.*",
+  r"model/fusion/blocks/\w*attn_causal/.*",
+)
 QUEUES = ("image_queue", "text_queue", "idx_queue", "queue_ptr", "ptr_queue")
 # models/vit.py and configs/med_config.json.
-MADE_WITH = made_with_lib.of(
-  image=made_with_lib.TIMM,
-  text=made_with_lib.BERT,
-  fusion=made_with_lib.BERT,
-  decoder=made_with_lib.BERT,
-)
+MADE_WITH = albef.MADE_WITH
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +119,7 @@ def load(
   tree = rules.from_theirs(tensors, table, sizes=sizes, what=what)
   if not shape.momentum:
     return Checkpoint(tree["params"])
-  live = tree_lib.flatten(tree["params"])
-  kept = {name: x for name, x in live.items() if re.fullmatch(NO_MOMENTUM, name)}
-  ema = rules.nest(tree_lib.flatten(tree["ema"]) | kept)
+  ema = albef.with_live(tree, NO_MOMENTUM)
   return Checkpoint(tree["params"], ema, tree["memory"])
 
 
@@ -144,7 +142,8 @@ def save(
   if momentum:
     # Retrieval keeps the ids of the queue's images, pretraining does not.
     shape = dataclasses.replace(shape, idx_queue=not shape.decoder)
-    tree |= dict(ema=_with_momentum(checkpoint.ema), memory=checkpoint.memory)
+    ema = albef.with_momentum(checkpoint.ema, NO_MOMENTUM)
+    tree |= dict(ema=ema, memory=checkpoint.memory)
   what = f"what to write to {path}"
   table = checkpoint_rules(shape)
   reader.save(path, rules.to_theirs(tree, table, sizes=sizes, what=what), key=key)
@@ -164,7 +163,7 @@ def export(
   """
   shape, sizes = shape_and_sizes(params, momentum=momentum)
   table = parameter_rules(shape, momentum=momentum)
-  tree = _with_momentum(params) if momentum else params
+  tree = albef.with_momentum(params, NO_MOMENTUM) if momentum else params
   return rules.to_theirs(tree, table, sizes=sizes)
 
 
@@ -410,14 +409,6 @@ def _momentum_names(rule):
   return dataclasses.replace(rule, theirs=tuple(map(copy, rule.theirs)))
 
 
-def _with_momentum(tree):
-  """The leaves that have a momentum copy upstream."""
-  leaves = tree_lib.flatten(tree)
-  return rules.nest(
-    {k: leaf for k, leaf in leaves.items() if not re.fullmatch(NO_MOMENTUM, k)}
-  )
-
-
 def shape_and_sizes(
   params: Mapping[str, Any], *, momentum: bool = False
 ) -> tuple[Shape, dict[str, int]]:
@@ -443,7 +434,6 @@ def shape_and_sizes(
   image, patch = (leaves[path].shape for path in wanted)
   text = leaves[stacks[0]].shape
   separate = "model/decoder/blocks/attn/query/kernel" in leaves
-  side = round((patch[0] / 3) ** 0.5)
   shape = Shape(
     depth_image=image[0],
     depth_text=sum(leaves[path].shape[0] for path in twin) if twin else text[0],
@@ -455,4 +445,4 @@ def shape_and_sizes(
     temperature="model/temp" in leaves,
     momentum=momentum,
   )
-  return shape, dict(M=image[2], N=text[2], p=side, q=side)
+  return shape, dict(M=image[2], N=text[2], **layout.sides(patch))

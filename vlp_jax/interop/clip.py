@@ -137,7 +137,7 @@ def init(
   if into is not None:
     return _fill_image(abstract_params, tensors, path, into, skip, fresh)
   return _layout(openai=openai).fit(
-    tensors, path, abstract_params, skip=skip, fresh=fresh
+    lambda: tensors, path, abstract_params, skip=skip, fresh=fresh
   )
 
 
@@ -178,9 +178,9 @@ def parameter_rules(depth_image: int, depth_text: int, *, openai: bool) -> rules
 
 
 def _layout(*, openai):
-  return dual.Layout(
-    what="an OpenAI CLIP checkpoint" if openai else "a CLIP checkpoint of open_clip",
-    table=functools.partial(parameter_rules, openai=openai),
+  return dual.layout(
+    "an OpenAI CLIP checkpoint" if openai else "a CLIP checkpoint of open_clip",
+    functools.partial(parameter_rules, openai=openai),
     image_layer="visual.transformer.resblocks.{i}.",
     text_layer="transformer.resblocks.{i}.",
     image_norm="visual.ln_pre.weight",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vlp_jax.interop import clip
-from vlp_jax.interop import dual
+from vlp_jax.interop import made_with
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
@@ -133,11 +133,10 @@ def init(
   """
   tensors = reader.load(path, key=key)
   openai = clip.OPENAI in tensors
-  if model is not None:
-    made = {f"model.{tower}.norm_eps": clip.NORM_EPS for tower in ("image", "text")}
-    if openai:
-      made["model.text.act"] = "quick_gelu"
-    dual.check(made, dual.fields(model, made), str(path))
+  made = {f"model.{tower}.norm_eps": clip.NORM_EPS for tower in ("image", "text")}
+  if openai:
+    made["model.text.act"] = "quick_gelu"
+  made_with.check(model, made, path)
   return _fit(tensors, abstract_params, "params", path, skip=skip, fresh=fresh)
 
 

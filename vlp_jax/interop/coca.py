@@ -5,17 +5,16 @@ Its decoder's blocks and cross-attention blocks in turn are one layer of ours ea
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import os
 from typing import Any
 
 import numpy as np
 
+from vlp_jax.interop import layout
 from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
-from vlp_jax.ops import tree as tree_lib
 
 # Sizes: those of `towers`, E embedding, Q queries, P heads of the pooling, R of them.
 
@@ -26,11 +25,7 @@ LAYERS = dict(act="gelu", norm_eps=1e-5)
 MADE_WITH = made_with_lib.of(image=LAYERS, text=LAYERS, fusion=LAYERS)
 
 
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-  """params: as a tree of ours."""
-
-  params: dict[str, Any]
+Checkpoint = layout.Checkpoint
 
 
 def load(
@@ -190,18 +185,15 @@ def _pool_rules(theirs, ours, fused):
 
 def _sizes(params):
   """(depths, sizes): what the rules need to know of a tree of ours."""
-  leaves = tree_lib.flatten(params)
   pool = "model/image/query_pool/attn/{}/kernel"
   wanted = [BLOCKS.format(tower) for tower in ("image", "text", "fusion")]
-  wanted += [pool.format("query"), pool.format("key"), "model/image/patch/kernel"]
-  missing = [path for path in wanted if path not in leaves]
-  if missing:
-    raise ValueError(
-      "this model is not of CoCa's kind (a ViT with attention pooling, a text encoder"
-      f" and cross-attention fusion): it has no {', '.join(missing)}."
-    )
-  image, text, fusion, query, key, patch = (leaves[path].shape for path in wanted)
-  side = round((patch[0] / 3) ** 0.5)
+  wanted += [pool.format("query"), pool.format("key"), layout.PATCH]
+  refusal = (
+    "this model is not of CoCa's kind (a ViT with attention pooling, a text encoder and"
+    " cross-attention fusion)"
+  )
+  found = layout.shapes(params, wanted, refusal)
+  image, text, fusion, query, key, patch = found.values()
   depths = dict(depth_image=image[0], depth_text=text[0], depth_fusion=fusion[0])
   depths["fused_pool"] = query[0] == key[0]
-  return depths, dict(M=image[2], N=text[2], P=query[1], p=side, q=side)
+  return depths, dict(M=image[2], N=text[2], P=query[1], **layout.sides(patch))

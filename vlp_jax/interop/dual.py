@@ -1,18 +1,14 @@
 """Checkpoints of dual encoders (CLIP, SigLIP): what their layouts share.
 
-A layout is a table of rules for two towers, and where in it to look for their sizes.
+Their layout is a table of rules for two towers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-import dataclasses
-import os
+from collections.abc import Callable, Mapping
 import re
 from typing import Any
 
-import numpy as np
-
+from vlp_jax.interop import layout as layout_lib
 from vlp_jax.interop import rules
-from vlp_jax.interop import towers
 from vlp_jax.ops import tree as tree_lib
 
 # Where the bias of a sigmoid loss is.
@@ -30,96 +26,44 @@ def towers_of(params: Mapping[str, Any]) -> dict[str, Any]:
   return rules.nest({k: x for k, x in leaves.items() if not re.fullmatch(BESIDE, k)})
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-  """How someone names and arranges the tensors of a dual encoder.
+def layout(
+  what: str,
+  table: Callable[..., rules.Table],
+  *,
+  image_layer: str,
+  text_layer: str,
+  image_norm: str,
+  text_norm: str,
+  unused: tuple[str, ...] = (),
+) -> layout_lib.Layout:
+  """Of the tensors of a dual encoder.
 
-  Attributes:
+  Args:
     what: for messages: "an OpenAI CLIP checkpoint".
-    table: (depth of the image tower, of the text tower) -> rules.
+    table: (depth_image=, depth_text=) -> rules.
     image_layer, text_layer: prefixes of the layers' names, `{i}` for the layer.
     image_norm, text_norm: tensors as long as each tower is wide.
-    skip: patterns of names that say nothing.
+    unused: patterns of names that say nothing.
   """
-
-  what: str
-  table: Callable[[int, int], rules.Table]
-  image_layer: str
-  text_layer: str
-  image_norm: str
-  text_norm: str
-  skip: tuple[str, ...] = ()
-
-  def read(
-    self,
-    tensors: Mapping[str, np.ndarray],
-    path: str | os.PathLike,
-    *,
-    num_heads_image: int | None = None,
-    num_heads_text: int | None = None,
-  ) -> dict[str, Any]:
-    """Parameters as they are in the file, with its types.
-
-    Args:
-      tensors: of the file. path: for messages.
-      num_heads_image, num_heads_text: None: heads are 64 wide.
-    """
-    sizes = dict(
-      M=towers.heads(tensors, self.image_norm, num_heads_image, "num_heads_image"),
-      N=towers.heads(tensors, self.text_norm, num_heads_text, "num_heads_text"),
-    )
-    return rules.from_theirs(
-      tensors,
-      self.table(*self._depths(tensors, path)),
-      sizes=sizes,
-      skip=self.skip,
-      what=f"{path}, as {self.what},",
-    )
-
-  def fit(
-    self,
-    tensors: Mapping[str, np.ndarray],
-    path: str | os.PathLike,
-    abstract_params: Mapping[str, Any],
-    *,
-    skip: Sequence[str] = (),
-    fresh: Sequence[str] = (),
-  ) -> dict[str, Any]:
-    """Parameters of a model from a file: see `rules.from_theirs`."""
-    depths, sizes = self.sizes(abstract_params)
-    return rules.from_theirs(
-      tensors,
-      self.table(*depths),
-      sizes=sizes,
-      shapes=abstract_params,
-      skip=(*self.skip, *skip),
-      fresh=fresh,
-      what=f"{path}, as {self.what} for this model,",
-    )
-
-  def write(self, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """{name: tensor} of a tree of ours; gradients have the same tree."""
-    depths, sizes = self.sizes(params)
-    return rules.to_theirs(
-      params, self.table(*depths), sizes=sizes, what=f"the model, as {self.what},"
-    )
-
-  def sizes(self, params: Mapping[str, Any]) -> tuple[tuple[int, int], dict[str, int]]:
-    """(depths, letters) that the rules need to know of a tree of ours."""
-    leaves = tree_lib.flatten(params)
-    wanted = [f"model/{t}/blocks/attn/query/kernel" for t in ("image", "text")]
-    wanted.append("model/image/patch/kernel")
-    missing = [path for path in wanted if path not in leaves]
-    if missing:
-      raise ValueError(
-        f"this model cannot be {self.what} (a ViT and a text encoder): it has no"
-        f" {', '.join(missing)}."
-      )
-    image, text, patch = (leaves[path].shape for path in wanted)
-    side = round((patch[0] / 3) ** 0.5)
-    return (image[0], text[0]), dict(M=image[2], N=text[2], p=side, q=side)
-
-  def _depths(self, tensors, path):
-    what = f"{path} is not {self.what}"
-    layers = (self.image_layer, self.text_layer)
-    return [towers.depth(tensors, layer, what) for layer in layers]
+  stack = lambda tower, theirs, letter, norm: layout_lib.Stack(
+    theirs,
+    f"model/{tower}/blocks/attn/query/kernel",
+    letter,
+    norm,
+    f"num_heads_{tower}",
+  )
+  return layout_lib.Layout(
+    words=layout_lib.Words(
+      file=f"{{path}}, as {what},",
+      fitted=f"{{path}}, as {what} for this model,",
+      other_file=f"{{path}} is not {what}",
+      other_model=f"this model cannot be {what} (a ViT and a text encoder)",
+      written=f"the model, as {what},",
+    ),
+    table=table,
+    stacks=dict(
+      depth_image=stack("image", image_layer, "M", image_norm),
+      depth_text=stack("text", text_layer, "N", text_norm),
+    ),
+    unused=unused,
+  )

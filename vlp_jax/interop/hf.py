@@ -33,6 +33,13 @@ ACTIVATIONS = {
   "silu": "silu",
   "swish": "silu",
 }
+# Of BERT-base and ViT-B, which are the defaults of most classes of config.json.
+BASE = dict(
+  hidden_size=768,
+  num_hidden_layers=12,
+  num_attention_heads=12,
+  intermediate_size=3072,
+)
 # Names that BERT's first files have, and today's.
 LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 

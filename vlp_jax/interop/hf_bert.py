@@ -35,10 +35,10 @@ HEADS = ("pooler", "objectives_mlm", "next_sentence")
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  """What a directory holds.
+  """What a directory of one tower holds, which may be `hf_vit`'s.
 
   params: {"model": {"text": …}} and the heads that it has.
-  fields: of `models/text.py` Encoder. config: of config.json. prefix: of its names.
+  fields: of the tower's module. config: of config.json. prefix: of its names.
   """
 
   params: dict[str, Any]

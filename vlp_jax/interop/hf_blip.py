@@ -45,21 +45,11 @@ CLASSES = {
 # What transformers leaves out of config.json where it is the default of the class
 # (configuration_blip.py).
 DEFAULTS = dict(
-  vision_config=dict(
-    hidden_size=768,
-    num_hidden_layers=12,
-    num_attention_heads=12,
-    intermediate_size=3072,
-    patch_size=16,
-    image_size=384,
-    layer_norm_eps=1e-5,
-    hidden_act="gelu",
-  ),
-  text_config=dict(
-    hidden_size=768,
-    num_hidden_layers=12,
+  vision_config=hf.BASE
+  | dict(patch_size=16, image_size=384, layer_norm_eps=1e-5, hidden_act="gelu"),
+  text_config=hf.BASE
+  | dict(
     num_attention_heads=8,
-    intermediate_size=3072,
     max_position_embeddings=512,
     layer_norm_eps=1e-12,
     hidden_act="gelu",

@@ -27,64 +27,32 @@ SIGNATURE = (
 )
 # What transformers leaves out of config.json where it is the default of the class
 # (configuration_clip.py, configuration_siglip.py), here in the words of its files.
+_CLIP = hf.BASE | dict(hidden_act="quick_gelu", layer_norm_eps=1e-5)
+_SIGLIP = hf.BASE | dict(hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
+_SIGLIP_TEXT = _SIGLIP | dict(max_position_embeddings=64, vocab_size=32_000)
 DEFAULTS = {
   "clip": dict(
-    text_config=dict(
+    text_config=_CLIP
+    | dict(
       hidden_size=512,
       intermediate_size=2048,
-      num_hidden_layers=12,
       num_attention_heads=8,
       max_position_embeddings=77,
       vocab_size=49_408,
-      hidden_act="quick_gelu",
-      layer_norm_eps=1e-5,
     ),
-    vision_config=dict(
-      hidden_size=768,
-      intermediate_size=3072,
-      num_hidden_layers=12,
-      num_attention_heads=12,
-      image_size=224,
-      patch_size=32,
-      hidden_act="quick_gelu",
-      layer_norm_eps=1e-5,
-    ),
+    vision_config=_CLIP | dict(image_size=224, patch_size=32),
     projection_dim=512,
   ),
   "siglip": dict(
-    text_config=dict(
-      hidden_size=768,
-      intermediate_size=3072,
-      num_hidden_layers=12,
-      num_attention_heads=12,
-      max_position_embeddings=64,
-      vocab_size=32_000,
-      hidden_act="gelu_pytorch_tanh",
-      layer_norm_eps=1e-6,
-    ),
-    vision_config=dict(
-      hidden_size=768,
-      intermediate_size=3072,
-      num_hidden_layers=12,
-      num_attention_heads=12,
-      image_size=224,
-      patch_size=16,
-      hidden_act="gelu_pytorch_tanh",
-      layer_norm_eps=1e-6,
-    ),
+    text_config=_SIGLIP_TEXT,
+    vision_config=_SIGLIP | dict(image_size=224, patch_size=16),
+  ),
+  # configuration_siglip2.py: a row of patches in place of an image.
+  "siglip2": dict(
+    text_config=_SIGLIP_TEXT,
+    vision_config=_SIGLIP | dict(patch_size=16, num_patches=256),
   ),
 }
-# The same sizes (configuration_siglip2.py), but for the row of patches in place of an
-# image.
-DEFAULTS["siglip2"] = dict(
-  text_config=DEFAULTS["siglip"]["text_config"],
-  vision_config={
-    name: value
-    for name, value in DEFAULTS["siglip"]["vision_config"].items()
-    if name != "image_size"
-  }
-  | dict(num_patches=256),
-)
 # Their class of each kind.
 CLASSES = dict(clip="CLIPModel", siglip="SiglipModel", siglip2="Siglip2Model")
 # Ours <- theirs, of either tower.
@@ -158,7 +126,7 @@ def of_model(model: Any, params: Mapping[str, Any]) -> Checkpoint:
   config = _describe(model, kind)
   # A reader must understand what we write as this model.
   spec = _spec(config, kind)
-  made_with.check(model, _told(spec), LAYOUTS[kind].what)
+  made_with.check(model, _told(spec), f"a {CLASSES[kind]}")
   return Checkpoint(dual.towers_of(params), config)
 
 
@@ -193,7 +161,7 @@ def init(
   spec = _spec(config, where)
   made_with.check(model, _told(spec), where)
   return LAYOUTS[config["model_type"]].fit(
-    directory.tensors, where, abstract_params, skip=skip, fresh=fresh
+    lambda: directory.tensors, where, abstract_params, skip=skip, fresh=fresh
   )
 
 
@@ -299,12 +267,12 @@ _COMMON = dict(
   image_norm="vision_model.post_layernorm.weight",
   text_norm="text_model.final_layer_norm.weight",
   # 0, 1, 2, …: files of before transformers 4.31 have them.
-  skip=(r"(text|vision)_model\.embeddings\.position_ids",),
+  unused=(r"(text|vision)_model\.embeddings\.position_ids",),
 )
 LAYOUTS = {
-  "clip": dual.Layout(what="a CLIPModel", table=clip_rules, **_COMMON),
-  "siglip": dual.Layout(what="a SiglipModel", table=siglip_rules, **_COMMON),
-  "siglip2": dual.Layout(what="a Siglip2Model", table=siglip2_rules, **_COMMON),
+  "clip": dual.layout("a CLIPModel", clip_rules, **_COMMON),
+  "siglip": dual.layout("a SiglipModel", siglip_rules, **_COMMON),
+  "siglip2": dual.layout("a Siglip2Model", siglip2_rules, **_COMMON),
 }
 
 

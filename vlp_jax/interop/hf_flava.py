@@ -12,9 +12,9 @@ from typing import Any
 
 from vlp_jax.interop import hf
 from vlp_jax.interop import hf_vit
+from vlp_jax.interop import layout
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
-from vlp_jax.ops import tree as tree_lib
 
 # Sizes: those of `towers`; of the fusion A width, B mlp, J heads, j head_dim; E of the
 # contrastive space, C codes.
@@ -35,14 +35,7 @@ TIED = ("mim_head", "mlm_head", "mmm_image_head", "mmm_text_head")
 
 # What transformers leaves out of config.json where it is the default of the class
 # (configuration_flava.py).
-LAYERS = dict(
-  hidden_size=768,
-  num_hidden_layers=12,
-  num_attention_heads=12,
-  intermediate_size=3072,
-  hidden_act="gelu",
-  layer_norm_eps=1e-12,
-)
+LAYERS = hf.BASE | dict(hidden_act="gelu", layer_norm_eps=1e-12)
 DEFAULTS = dict(
   image_config=LAYERS | dict(image_size=224, patch_size=16),
   text_config=LAYERS | dict(max_position_embeddings=512, type_vocab_size=2),
@@ -344,22 +337,12 @@ def _prefix(tensors):
 
 def _table(params, prefix, *, poolers):
   """(table, sizes) of a tree of ours."""
-  leaves = tree_lib.flatten(params)
-  query = "model/{}/blocks/attn/query/kernel"
-  wanted = [*(query.format(name) for name in TOWERS), "model/image/patch/kernel"]
-  wanted += ["model/fusion/image/kernel", "model/fusion/cls"]
-  missing = [path for path in wanted if path not in leaves]
-  if missing:
-    raise ValueError(
-      "this model is not of FLAVA's kind (two towers under one stream): it has no"
-      f" {', '.join(missing)}."
-    )
-  depths = {name: leaves[query.format(name)].shape[0] for name in TOWERS}
-  sizes = {
-    letter: leaves[query.format(name)].shape[2]
-    for name, letter in dict(image="M", text="N", fusion="J").items()
-  }
-  side = round((leaves["model/image/patch/kernel"].shape[0] / 3) ** 0.5)
+  wanted = [f"model/{name}/blocks/attn/query/kernel" for name in TOWERS]
+  wanted += [layout.PATCH, "model/fusion/image/kernel", "model/fusion/cls"]
+  refusal = "this model is not of FLAVA's kind (two towers under one stream)"
+  *queries, patch, _, _ = layout.shapes(params, wanted, refusal).values()
+  depths = {name: query[0] for name, query in zip(TOWERS, queries, strict=True)}
+  sizes = {c: query[2] for c, query in zip("MNJ", queries, strict=True)}
   heads = "objectives_mmm" in params
   table = _rules(prefix, depths, heads=heads, poolers=poolers)
-  return table, sizes | dict(p=side, q=side)
+  return table, sizes | layout.sides(patch)

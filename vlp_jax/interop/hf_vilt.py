@@ -14,6 +14,7 @@ import numpy as np
 
 from vlp_jax.interop import hf
 from vlp_jax.interop import hf_vit
+from vlp_jax.interop import layout
 from vlp_jax.interop import letters
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
@@ -301,17 +302,11 @@ def _prefix(tensors):
 def _table(params, prefix) -> tuple[rules.Table, letters.Sizes]:
   """(table, sizes) of a tree of ours."""
   leaves = tree_lib.flatten(params)
-  query, patch = "model/fusion/blocks/attn/query/kernel", "model/image/patch/kernel"
-  types = "model/fusion/type/embedding"
-  missing = [path for path in (query, patch, types) if path not in leaves]
-  if missing:
-    raise ValueError(
-      "this model is not of ViLT's kind (patches, words and one merged stack): it has"
-      f" no {', '.join(missing)}."
-    )
-  side = round((leaves[patch].shape[0] / 3) ** 0.5)
-  depth, _, heads, _ = leaves[query].shape
+  wanted = ["model/fusion/blocks/attn/query/kernel", layout.PATCH]
+  wanted.append("model/fusion/type/embedding")
+  refusal = "this model is not of ViLT's kind (patches, words and one merged stack)"
+  query, patch, _ = layout.shapes(params, wanted, refusal).values()
   kinds = [name for name in CLASSES if f"objectives_{name}" in params]
   untied = "objectives_mlm/decoder/kernel" in leaves
-  table = _rules(prefix, depth, kinds[0] if kinds else None, untied)
-  return table, dict(M=heads, p=side, q=side)
+  table = _rules(prefix, query[0], kinds[0] if kinds else None, untied)
+  return table, dict(M=query[2], **layout.sides(patch))

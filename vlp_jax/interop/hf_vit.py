@@ -4,7 +4,6 @@ Poolers and classifiers that a directory has are kept beside the tower: `HEADS`.
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import math
 import os
 import re
@@ -37,18 +36,7 @@ HEADS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-  """What a directory holds.
-
-  params: {"model": {"image": …}} and the heads that it has.
-  fields: of `models/vit.py` Encoder. config: of config.json. prefix: of its names.
-  """
-
-  params: dict[str, Any]
-  fields: dict[str, Any]
-  config: dict[str, Any]
-  prefix: str = ""
+Checkpoint = hf_bert.Checkpoint
 
 
 def load(path: str | os.PathLike) -> Checkpoint:

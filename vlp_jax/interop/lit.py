@@ -17,6 +17,7 @@ from vlp_jax.interop import augreg
 from vlp_jax.interop import big_vision
 from vlp_jax.interop import dual
 from vlp_jax.interop import flax_file
+from vlp_jax.interop import layout
 from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
@@ -134,16 +135,7 @@ def init(
 
   The table of image positions is resized to the model's grid, bicubic.
 
-  Args:
-    abstract_params: the model's tree, without boxes; leaves have shape and dtype.
-    path: see `reader.load`.
-    skip: regular expressions of whole names in the file, without its prefix, that the
-      model does not use.
-    fresh: of whole paths of the model that the file does not have.
-    model, made_with: see `made_with.check`; None: not compared.
-
-  Raises:
-    FileNotFoundError, ValueError: one error that lists all that does not fit.
+  Arguments and errors as of `big_vision.init`.
   """
   tensors, _, _ = flax_file.read(path)
   described = _described(tensors, f"{path} is no LiT of vit_jax or big_vision")
@@ -196,15 +188,9 @@ def _of_tree(params, images):
   """(described, sizes) of a tree of ours."""
   leaves = tree_lib.flatten(params)
   query = "model/{}/blocks/attn/query/kernel"
-  wanted = [query.format("image"), query.format("text"), "model/image/patch/kernel"]
-  missing = [path for path in wanted if path not in leaves]
-  if missing:
-    raise ValueError(
-      "this model is not of LiT's kind (a ViT and a text encoder): it has no"
-      f" {', '.join(missing)}."
-    )
-  image, text, patch = (leaves[path].shape for path in wanted)
-  side = round((patch[0] / 3) ** 0.5)
+  wanted = [query.format("image"), query.format("text"), layout.PATCH]
+  refusal = "this model is not of LiT's kind (a ViT and a text encoder)"
+  image, text, patch = layout.shapes(params, wanted, refusal).values()
   described = _Described(
     image_depth=image[0],
     text_depth=text[0],
@@ -213,7 +199,7 @@ def _of_tree(params, images):
     image_head="model/image_proj/kernel" in leaves,
     text_head="model/text_proj/kernel" in leaves,
   )
-  return described, dict(M=image[2], N=text[2], p=side, q=side)
+  return described, dict(M=image[2], N=text[2], **layout.sides(patch))
 
 
 def _table(described):

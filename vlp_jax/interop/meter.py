@@ -8,19 +8,17 @@ written is what was read.
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import os
-import re
 from typing import Any
 
 import numpy as np
 
+from vlp_jax.interop import layout
 from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
 from vlp_jax.interop import vilt
-from vlp_jax.ops import tree as tree_lib
 
 # Sizes: those of `towers`, D F N H T K V being the text encoder's, and of the fusion
 # X width, Y mlp, O heads, I head_dim, R types; P of a pooled pair.
@@ -36,7 +34,6 @@ UNUSED = (
   r"vit_model\.(positional_embedding|ln_final\..*)",
   r"text_transformer\.pooler\..*",
 )
-HEADS = vilt.HEADS
 TEXT, IMAGE = "text_transformer.", "vit_model.visual."
 # clip_model.py; roberta-base or bert-base-uncased; bert_model.py.
 MADE_WITH = made_with_lib.of(
@@ -46,15 +43,7 @@ MADE_WITH = made_with_lib.of(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-  """What an official file holds.
-
-  params: tree of ours. unused: {name: tensor} that the official model carries along.
-  """
-
-  params: dict[str, Any]
-  unused: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+Checkpoint = layout.Carrying
 
 
 def load(
@@ -76,26 +65,14 @@ def load(
     FileNotFoundError, ValueError: see `reader.load` and `rules.from_theirs`.
   """
   tensors = reader.load(path, key=key)
-  sizes = dict(
-    M=towers.heads(
-      tensors, f"{IMAGE}ln_post.weight", num_heads_image, "num_heads_image"
-    ),
-    N=towers.heads(
-      tensors, f"{TEXT}embeddings.LayerNorm.weight", num_heads_text, "num_heads_text"
-    ),
-    O=towers.heads(
-      tensors, "cross_modal_text_transform.bias", num_heads_fusion, "num_heads_fusion"
-    ),
-  )
-  params = rules.from_theirs(
+  params = LAYOUT.read(
     tensors,
-    parameter_rules(tensors, f"{path} is no METER checkpoint"),
-    sizes=sizes,
-    skip=UNUSED,
-    what=f"the METER checkpoint {path}",
+    path,
+    num_heads_image=num_heads_image,
+    num_heads_text=num_heads_text,
+    num_heads_fusion=num_heads_fusion,
   )
-  is_unused = lambda name: any(re.fullmatch(pattern, name) for pattern in UNUSED)
-  return Checkpoint(params, {k: x for k, x in tensors.items() if is_unused(k)})
+  return Checkpoint(params, LAYOUT.left(tensors))
 
 
 def save(
@@ -114,8 +91,7 @@ def save(
 
 def export(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """A tree of the parameters' shape (or of gradients) as {official name: tensor}."""
-  table, sizes = _table(params)
-  return rules.to_theirs(params, table, sizes=sizes)
+  return LAYOUT.write(params)
 
 
 def init(
@@ -131,42 +107,12 @@ def init(
   """Parameters of a model from an official file: `c.init = dict(type="meter", path=…)`.
 
   The table of image positions is resized to the model's grid as the official
-  `adapt_position_encoding` does it (bicubic). What tasks begin with is as of
-  `vilt.init`.
-
-  Args:
-    abstract_params: the model's tree, without boxes; leaves have shape and dtype.
-    path, key: see `reader.load`.
-    skip: regular expressions of whole names in the file that the model does not use,
-      e.g. `(mlm|itm)_score\\..*` for a downstream task.
-    fresh: of whole paths of the model that the file does not have.
-    model, made_with: see `made_with.check`; None: not compared.
-
-  Raises:
-    FileNotFoundError, ValueError: one error that lists all that does not fit.
+  `adapt_position_encoding` does it (bicubic). What tasks begin with, arguments and
+  errors are as of `vilt.init`.
   """
   made_with_lib.check(model, MADE_WITH, path, made_with)
-  table, sizes = _table(abstract_params)
-  return rules.from_theirs(
-    vilt.with_rank(reader.load(path, key=key), abstract_params),
-    table,
-    sizes=sizes,
-    shapes=abstract_params,
-    skip=(*UNUSED, *skip),
-    fresh=fresh,
-    what=f"the METER checkpoint {path}, for this model,",
-  )
-
-
-def parameter_rules(tensors: Mapping[str, Any], what: str) -> rules.Table:
-  """The table for a file of these tensors; `what` says which file it is not."""
-  depth = lambda layer: towers.depth(tensors, layer, what)
-  return _rules(
-    depth_image=depth(f"{IMAGE}transformer.resblocks.{{i}}."),
-    depth_text=depth(f"{TEXT}encoder.layer.{{i}}."),
-    depth_fusion=depth("cross_modal_text_layers.{i}."),
-    heads=[name for name, theirs in HEADS.items() if f"{theirs}weight" in tensors],
-  )
+  read = lambda: vilt.with_rank(reader.load(path, key=key), abstract_params)
+  return LAYOUT.fit(read, path, abstract_params, skip=skip, fresh=fresh)
 
 
 def _rules(*, depth_image, depth_text, depth_fusion, heads):
@@ -205,27 +151,33 @@ def _rules(*, depth_image, depth_text, depth_fusion, heads):
   return [*table, *(rule for head in heads for rule in vilt.head_rules(head, "X"))]
 
 
-def _table(params):
-  """(table, sizes) of a tree of ours."""
-  leaves = tree_lib.flatten(params)
-  attention = dict(
-    M="model/image/blocks/attn/query/kernel",
-    N="model/text/blocks/attn/query/kernel",
-    O="model/fusion/blocks/text/attn/query/kernel",
-  )
-  wanted = [*attention.values(), "model/image/patch/kernel"]
-  missing = [path for path in wanted if path not in leaves]
-  if missing:
-    raise ValueError(
-      "this model is not of METER's kind (a ViT, a text encoder and co-attention):"
-      f" it has no {', '.join(missing)}."
-    )
-  shapes = {letter: leaves[path].shape for letter, path in attention.items()}
-  side = round((leaves["model/image/patch/kernel"].shape[0] / 3) ** 0.5)
-  table = _rules(
-    depth_image=shapes["M"][0],
-    depth_text=shapes["N"][0],
-    depth_fusion=shapes["O"][0],
-    heads=[name for name in HEADS if f"objectives_{name}" in params],
-  )
-  return table, dict({c: shape[2] for c, shape in shapes.items()}, p=side, q=side)
+LAYOUT = layout.Layout(
+  words=layout.words("METER", "a ViT, a text encoder and co-attention"),
+  table=_rules,
+  stacks=dict(
+    depth_image=layout.Stack(
+      theirs=f"{IMAGE}transformer.resblocks.{{i}}.",
+      query="model/image/blocks/attn/query/kernel",
+      letter="M",
+      norm=f"{IMAGE}ln_post.weight",
+      option="num_heads_image",
+    ),
+    depth_text=layout.Stack(
+      theirs=f"{TEXT}encoder.layer.{{i}}.",
+      query="model/text/blocks/attn/query/kernel",
+      letter="N",
+      norm=f"{TEXT}embeddings.LayerNorm.weight",
+      option="num_heads_text",
+    ),
+    depth_fusion=layout.Stack(
+      theirs="cross_modal_text_layers.{i}.",
+      query="model/fusion/blocks/text/attn/query/kernel",
+      letter="O",
+      norm="cross_modal_text_transform.bias",
+      option="num_heads_fusion",
+    ),
+  ),
+  in_file=vilt.in_file,
+  in_tree=vilt.in_tree,
+  unused=UNUSED,
+)

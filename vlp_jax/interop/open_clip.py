@@ -68,7 +68,7 @@ def init(
   """Parameters of a model: see `clip.init` for the arguments and errors."""
   made_with_lib.check(model, MADE_WITH, path, made_with)
   tensors = reader.load(path, key=key)
-  return LAYOUT.fit(tensors, path, abstract_params, skip=skip, fresh=fresh)
+  return LAYOUT.fit(lambda: tensors, path, abstract_params, skip=skip, fresh=fresh)
 
 
 def parameter_rules(depth_image: int, depth_text: int) -> rules.Table:
@@ -104,9 +104,9 @@ def pool_rules(theirs: str, ours: str) -> rules.Table:
 
 _KB = ("kernel", "bias")
 
-LAYOUT = dual.Layout(
-  what="a SigLIP checkpoint of open_clip",
-  table=parameter_rules,
+LAYOUT = dual.layout(
+  "a SigLIP checkpoint of open_clip",
+  parameter_rules,
   image_layer="visual.trunk.blocks.{i}.",
   text_layer="text.transformer.resblocks.{i}.",
   image_norm="visual.trunk.norm.weight",

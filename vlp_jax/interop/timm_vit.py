@@ -6,12 +6,12 @@ one: "distillation_classifier".
 """
 
 from collections.abc import Collection, Mapping, Sequence
-import dataclasses
 import os
 import pathlib
 from typing import Any
 
 from vlp_jax.interop import hf_vit
+from vlp_jax.interop import layout
 from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
@@ -30,11 +30,7 @@ SOURCES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-  """params: {"model": {"image": …}}, and "classifier" where the file has one."""
-
-  params: dict[str, Any]
+Checkpoint = layout.Checkpoint
 
 
 def load(
@@ -60,7 +56,7 @@ def save(
   """Writes a file; what `load` read comes back bit by bit. Arguments: `reader.save`."""
   leaves = tree_lib.flatten(checkpoint.params)
   depth = leaves["model/image/blocks/attn/query/kernel"].shape[0]
-  side = round((leaves["model/image/patch/kernel"].shape[0] / 3) ** 0.5)
+  sizes = layout.sides(leaves[layout.PATCH].shape)
   named = {
     DIST: "model/image/dist",
     "head.weight": "classifier/kernel",
@@ -68,9 +64,7 @@ def save(
   }
   table = file_rules(depth, [name for name, ours in named.items() if ours in leaves])
   what = f"what to write to {path}"
-  tensors = rules.to_theirs(
-    checkpoint.params, table, sizes=dict(p=side, q=side), what=what
-  )
+  tensors = rules.to_theirs(checkpoint.params, table, sizes=sizes, what=what)
   reader.save(path, tensors, key=key)
 
 

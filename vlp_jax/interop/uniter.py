@@ -6,16 +6,15 @@ which a config names itm, mlm, mrfr and mrc. Files of before its renaming begin 
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import os
 from typing import Any
 
 import numpy as np
 
+from vlp_jax.interop import layout
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
-from vlp_jax.ops import tree as tree_lib
 
 # Sizes: those of `towers` for text, with the features Z of a region, P numbers of its
 # place, C classes.
@@ -29,37 +28,15 @@ TRUNK, OLD = "uniter.", "bert."
 MASK = f"{TRUNK}img_embeddings.mask_embedding.weight"
 
 
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-  """What an official file holds: params, a tree of ours."""
-
-  params: dict[str, Any]
+Checkpoint = layout.Checkpoint
 
 
 def load(
   path: str | os.PathLike, *, num_heads: int | None = None, key: str | None = None
 ) -> Checkpoint:
-  """Reads an official file, uniter-base.pt.
-
-  Args:
-    path: see `reader.load`, also for `key`.
-    num_heads: which no shape tells; None: of 64 each, as in all that is published.
-
-  Raises:
-    FileNotFoundError, ValueError: see `reader.load` and `rules.from_theirs`.
-  """
+  """Reads an official file, uniter-base.pt; see `vilt.load` for the arguments."""
   tensors = _read(path, key)
-  layers = towers.depth(
-    tensors, f"{TRUNK}encoder.layer.{{i}}.", f"{path} is no UNITER checkpoint"
-  )
-  norm = f"{TRUNK}embeddings.LayerNorm.weight"
-  params = rules.from_theirs(
-    tensors,
-    parameter_rules(layers),
-    sizes=dict(N=towers.heads(tensors, norm, num_heads, "num_heads")),
-    what=f"the UNITER checkpoint {path}",
-  )
-  return Checkpoint(params)
+  return Checkpoint(LAYOUT.read(tensors, path, num_heads=num_heads))
 
 
 def save(
@@ -77,8 +54,7 @@ def save(
 
 def export(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """A tree of the parameters' shape (or of gradients) as {official name: tensor}."""
-  table, sizes = _table(params)
-  tensors = rules.to_theirs(params, table, sizes=sizes)
+  tensors = LAYOUT.write(params)
   # The official code fills the row of what is not hidden with zeros before it reads it.
   mask = tensors[MASK]
   tensors[MASK] = np.concatenate([np.zeros_like(mask), mask])
@@ -95,25 +71,10 @@ def init(
 ) -> dict[str, Any]:
   """Parameters of a model: `c.init = dict(type="uniter", path=…)`.
 
-  Args:
-    abstract_params: the model's tree, without boxes; leaves have shape and dtype.
-    path, key: see `reader.load`.
-    skip: regular expressions of whole names in the file that the model does not use.
-    fresh: of whole paths of the model that the file does not have.
-
-  Raises:
-    FileNotFoundError, ValueError: one error that lists all that does not fit.
+  Arguments and errors as of `vilt.init`.
   """
-  table, sizes = _table(abstract_params)
-  return rules.from_theirs(
-    _read(path, key),
-    table,
-    sizes=sizes,
-    shapes=abstract_params,
-    skip=skip,
-    fresh=fresh,
-    what=f"the UNITER checkpoint {path}, for this model,",
-  )
+  read = lambda: _read(path, key)
+  return LAYOUT.fit(read, path, abstract_params, skip=skip, fresh=fresh)
 
 
 def parameter_rules(layers: int) -> rules.Table:
@@ -186,15 +147,16 @@ def _read(path, key):
   return tensors
 
 
-def _table(params):
-  """(table, sizes) of a tree of ours."""
-  leaves = tree_lib.flatten(params)
-  query = "model/fusion/blocks/attn/query/kernel"
-  missing = [p for p in (query, "model/image/feature/kernel") if p not in leaves]
-  if missing:
-    raise ValueError(
-      "this model is not of UNITER's kind (regions, words and one stream): it has no"
-      f" {', '.join(missing)}."
+LAYOUT = layout.Layout(
+  words=layout.words("UNITER", "regions, words and one stream"),
+  table=parameter_rules,
+  stacks=dict(
+    layers=layout.Stack(
+      theirs=f"{TRUNK}encoder.layer.{{i}}.",
+      query="model/fusion/blocks/attn/query/kernel",
+      letter="N",
+      norm=f"{TRUNK}embeddings.LayerNorm.weight",
     )
-  layers, _, heads, _ = leaves[query].shape
-  return parameter_rules(layers), dict(N=heads)
+  ),
+  paths=("model/image/feature/kernel",),
+)

@@ -5,17 +5,16 @@ Words and patches are the two encoders of ours, the ViT's blocks the fusion.
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import os
 from typing import Any
 
 import numpy as np
 
+from vlp_jax.interop import layout
 from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
-from vlp_jax.ops import tree as tree_lib
 
 # Sizes: those of `towers`, with the width W of all, R types, P of the pooled pair.
 
@@ -40,11 +39,7 @@ MADE_WITH = made_with_lib.of(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-  """What an official file holds: params, a tree of ours."""
-
-  params: dict[str, Any]
+Checkpoint = layout.Checkpoint
 
 
 def load(
@@ -60,19 +55,7 @@ def load(
     FileNotFoundError, ValueError: see `reader.load` and `rules.from_theirs`.
   """
   tensors = reader.load(path, key=key)
-  what = f"{path} is no ViLT checkpoint"
-  params = rules.from_theirs(
-    tensors,
-    _rules(
-      towers.depth(tensors, "transformer.blocks.{i}.", what),
-      [name for name, theirs in HEADS.items() if f"{theirs}weight" in tensors],
-    ),
-    sizes=dict(
-      M=towers.heads(tensors, "transformer.norm.weight", num_heads, "num_heads")
-    ),
-    what=f"the ViLT checkpoint {path}",
-  )
-  return Checkpoint(params)
+  return Checkpoint(LAYOUT.read(tensors, path, num_heads=num_heads))
 
 
 def save(
@@ -90,8 +73,7 @@ def save(
 
 def export(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """A tree of the parameters' shape (or of gradients) as {official name: tensor}."""
-  table, sizes = _table(params)
-  return rules.to_theirs(params, table, sizes=sizes)
+  return LAYOUT.write(params)
 
 
 def init(
@@ -121,16 +103,8 @@ def init(
     FileNotFoundError, ValueError: one error that lists all that does not fit.
   """
   made_with_lib.check(model, MADE_WITH, path, made_with)
-  table, sizes = _table(abstract_params)
-  return rules.from_theirs(
-    with_rank(reader.load(path, key=key), abstract_params),
-    table,
-    sizes=sizes,
-    shapes=abstract_params,
-    skip=skip,
-    fresh=fresh,
-    what=f"the ViLT checkpoint {path}, for this model,",
-  )
+  read = lambda: with_rank(reader.load(path, key=key), abstract_params)
+  return LAYOUT.fit(read, path, abstract_params, skip=skip, fresh=fresh)
 
 
 def _rules(depth, heads):
@@ -151,6 +125,16 @@ def _rules(depth, heads):
     *towers.linear_rules("pooler.dense.", f"{fusion}/pool/dense", "W", "W'"),
     *(rule for head in heads for rule in head_rules(head, "W")),
   ]
+
+
+def in_file(tensors: Mapping[str, Any]) -> dict[str, Any]:
+  """Which of `HEADS` a file has; METER's have the same names."""
+  return dict(heads=[k for k, theirs in HEADS.items() if f"{theirs}weight" in tensors])
+
+
+def in_tree(params: Mapping[str, Any]) -> dict[str, Any]:
+  """Which of `HEADS` a tree of ours has."""
+  return dict(heads=[name for name in HEADS if f"objectives_{name}" in params])
 
 
 def head_rules(head: str, width: str) -> rules.Table:
@@ -205,17 +189,17 @@ def _of_width(table):
   return rules.relabel(table, {"D": "W"})
 
 
-def _table(params):
-  """(table, sizes) of a tree of ours."""
-  leaves = tree_lib.flatten(params)
-  query, patch = "model/fusion/blocks/attn/query/kernel", "model/image/patch/kernel"
-  missing = [path for path in (query, patch) if path not in leaves]
-  if missing:
-    raise ValueError(
-      "this model is not of ViLT's kind (patches, words and one merged stack): it has"
-      f" no {', '.join(missing)}."
+LAYOUT = layout.Layout(
+  words=layout.words("ViLT", "patches, words and one merged stack"),
+  table=_rules,
+  stacks=dict(
+    depth=layout.Stack(
+      theirs="transformer.blocks.{i}.",
+      query="model/fusion/blocks/attn/query/kernel",
+      letter="M",
+      norm="transformer.norm.weight",
     )
-  side = round((leaves[patch].shape[0] / 3) ** 0.5)
-  depth, _, heads, _ = leaves[query].shape
-  table = _rules(depth, [name for name in HEADS if f"objectives_{name}" in params])
-  return table, dict(M=heads, p=side, q=side)
+  ),
+  in_file=in_file,
+  in_tree=in_tree,
+)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import scipy.interpolate
 
+from vlp_jax.interop import layout
 from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
@@ -55,15 +56,7 @@ MADE_WITH = made_with_lib.of(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-  """What an official file holds.
-
-  params: tree of ours. unused: {name: tensor} that ours has no use for.
-  """
-
-  params: dict[str, Any]
-  unused: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+Checkpoint = layout.Carrying
 
 
 def load(
@@ -150,17 +143,8 @@ def init(
   The biases by distance are resized to the model's grid as the official code does it
   (`resize_distances`), base-plus's positions bicubic.
 
-  Args:
-    abstract_params: the model's tree, without boxes; leaves have shape and dtype.
-    path, key: see `reader.load`.
-    skip: regular expressions of whole names in the file that the model does not use,
-      e.g. `(mlm|itm)_score\\..*` for a downstream task.
-    fresh: of whole paths of the model that the file does not have.
-    words: the longest text of the table of distances (max_text_len_of_initckpt).
-    model, made_with: see `made_with.check`; None: not compared.
-
-  Raises:
-    FileNotFoundError, ValueError: one error that lists all that does not fit.
+  words: the longest text of the table of distances (max_text_len_of_initckpt). Other
+  arguments and errors as of `vilt.init`.
   """
   made_with_lib.check(model, MADE_WITH, path, made_with)
   described, sizes = _of_tree(abstract_params)
@@ -253,21 +237,15 @@ def _of_tree(params):
   """(described, sizes) of a tree of ours."""
   leaves = tree_lib.flatten(params)
   query = "model/fusion/{}/blocks/attn/query/kernel"
-  needed = (
-    query.format("lower"),
-    "model/fusion/lower/blocks/mlp_text/up/kernel",
-    "model/image/patch/kernel",
+  wanted = [query.format("lower"), "model/fusion/lower/blocks/mlp_text/up/kernel"]
+  refusal = (
+    "this model is not of VLMo's kind (one stack, an expert of each modality, one"
+    " attention)"
   )
-  missing = [path for path in needed if path not in leaves]
-  if missing:
-    raise ValueError(
-      "this model is not of VLMo's kind (one stack, an expert of each modality, one"
-      f" attention): it has no {', '.join(missing)}."
-    )
-  below, _, heads, _ = leaves[needed[0]].shape
+  found = layout.shapes(params, [*wanted, layout.PATCH], refusal)
+  below, _, heads, _ = found[wanted[0]]
   upper = leaves.get(query.format("upper"))
   pairs = 0 if upper is None else upper.shape[0]
-  side = round((leaves[needed[2]].shape[0] / 3) ** 0.5)
   described = _Described(
     depth=below + pairs,
     pairs=pairs,
@@ -278,7 +256,7 @@ def _of_tree(params):
     temperature="model/log_scale" in leaves,
     pooled="model/fusion/pool/dense/kernel" in leaves,
   )
-  return described, dict(M=heads, p=side, q=side, A=below, B=pairs)
+  return described, dict(layout.sides(found[layout.PATCH]), M=heads, A=below, B=pairs)
 
 
 def _unused(described):

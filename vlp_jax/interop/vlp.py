@@ -5,17 +5,16 @@ words, which writes captions too.
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import os
 from typing import Any
 
 import numpy as np
 
+from vlp_jax.interop import layout
 from vlp_jax.interop import made_with as made_with_lib
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
-from vlp_jax.ops import tree as tree_lib
 
 # Sizes: those of `towers` for text, with the features C of a region, Z of the layer
 # behind them, P numbers of its place.
@@ -30,37 +29,15 @@ SIGNATURE = (
 MADE_WITH = made_with_lib.of(fusion=dict(act="gelu", norm_eps=1e-5))
 
 
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-  """What an official file holds: params, a tree of ours."""
-
-  params: dict[str, Any]
+Checkpoint = layout.Checkpoint
 
 
 def load(
   path: str | os.PathLike, *, num_heads: int | None = None, key: str | None = None
 ) -> Checkpoint:
-  """Reads an official file, model.<epoch>.bin.
-
-  Args:
-    path: see `reader.load`, also for `key`.
-    num_heads: which no shape tells; None: of 64 each, as in all that is published.
-
-  Raises:
-    FileNotFoundError, ValueError: see `reader.load` and `rules.from_theirs`.
-  """
+  """Reads an official file, model.<epoch>.bin; see `vilt.load` for the arguments."""
   tensors = reader.load(path, key=key)
-  layers = towers.depth(
-    tensors, "bert.encoder.layer.{i}.", f"{path} is no VLP checkpoint"
-  )
-  norm = "bert.embeddings.LayerNorm.weight"
-  params = rules.from_theirs(
-    tensors,
-    _rules(layers),
-    sizes=dict(N=towers.heads(tensors, norm, num_heads, "num_heads")),
-    what=f"the VLP checkpoint {path}",
-  )
-  return Checkpoint(params)
+  return Checkpoint(LAYOUT.read(tensors, path, num_heads=num_heads))
 
 
 def save(
@@ -78,8 +55,7 @@ def save(
 
 def export(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """A tree of the parameters' shape (or of gradients) as {official name: tensor}."""
-  table, sizes = _table(params)
-  return rules.to_theirs(params, table, sizes=sizes)
+  return LAYOUT.write(params)
 
 
 def init(
@@ -94,27 +70,11 @@ def init(
 ) -> dict[str, Any]:
   """Parameters of a model from an official file: `c.init = dict(type="vlp", path=…)`.
 
-  Args:
-    abstract_params: the model's tree, without boxes; leaves have shape and dtype.
-    path, key: see `reader.load`.
-    skip: regular expressions of whole names in the file that the model does not use.
-    fresh: of whole paths of the model that the file does not have.
-    model, made_with: see `made_with.check`; None: not compared.
-
-  Raises:
-    FileNotFoundError, ValueError: one error that lists all that does not fit.
+  Arguments and errors as of `vilt.init`.
   """
   made_with_lib.check(model, MADE_WITH, path, made_with)
-  table, sizes = _table(abstract_params)
-  return rules.from_theirs(
-    reader.load(path, key=key),
-    table,
-    sizes=sizes,
-    shapes=abstract_params,
-    skip=skip,
-    fresh=fresh,
-    what=f"the VLP checkpoint {path}, for this model,",
-  )
+  read = lambda: reader.load(path, key=key)
+  return LAYOUT.fit(read, path, abstract_params, skip=skip, fresh=fresh)
 
 
 def _rules(layers):
@@ -151,15 +111,16 @@ def _refuse_length(table, shape):
   raise ValueError(f"say model.text.length={table.shape[0]} (not {shape[0]})")
 
 
-def _table(params):
-  """(table, sizes) of a tree of ours."""
-  leaves = tree_lib.flatten(params)
-  query, regions = "model/fusion/blocks/attn/query/kernel", "model/image/fc1/kernel"
-  missing = [path for path in (query, regions) if path not in leaves]
-  if missing:
-    raise ValueError(
-      "this model is not of VLP's kind (regions, words and one stream): it has no"
-      f" {', '.join(missing)}."
+LAYOUT = layout.Layout(
+  words=layout.words("VLP", "regions, words and one stream"),
+  table=_rules,
+  stacks=dict(
+    layers=layout.Stack(
+      theirs="bert.encoder.layer.{i}.",
+      query="model/fusion/blocks/attn/query/kernel",
+      letter="N",
+      norm="bert.embeddings.LayerNorm.weight",
     )
-  layers, _, heads, _ = leaves[query].shape
-  return _rules(layers), dict(N=heads)
+  ),
+  paths=("model/image/fc1/kernel",),
+)

@@ -6,13 +6,13 @@ only its training has, the decoder, the teacher, and how often a code was used, 
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from vlp_jax.interop import layout
 from vlp_jax.interop import reader
 from vlp_jax.interop import rules
 from vlp_jax.interop import towers
@@ -42,15 +42,7 @@ FILES = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-  """What an official file holds.
-
-  params: {"model": {"codebook": …}}. unused: {name: tensor} of training alone.
-  """
-
-  params: dict[str, Any]
-  unused: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+Checkpoint = layout.Carrying
 
 
 def load(
@@ -154,8 +146,7 @@ def _of_tree(params):
       " model.codebook=dict(type='vqkd')."
     )
   depth, _, heads, _ = query.shape
-  side = round((patch.shape[0] / 3) ** 0.5)
-  return depth, dict(M=heads, p=side, q=side)
+  return depth, dict(M=heads, **layout.sides(patch.shape))
 
 
 def _rules(depth):
