@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tests import runs
-from vlp_jax import config as config_lib
+from vlp_jax import config_file
 from vlp_jax import loop
 from vlp_jax.data import pipeline
 from vlp_jax.data.sources import scenes
@@ -41,7 +41,7 @@ def bad_image():
 def train(workdir, *overrides, value="nan"):
   poison = {"type": POISON, "image_id": bad_image(), "value": value}
   options = [*OPTIONS, f"objectives.poison={poison}", *overrides]
-  return loop.train(config_lib.load(str(runs.CONFIG), options), workdir)
+  return loop.train(config_file.load(str(runs.CONFIG), options), workdir)
 
 
 def lines(workdir):

@@ -8,7 +8,7 @@ import pytest
 
 from vlp_jax import card as card_lib
 from vlp_jax import cli
-from vlp_jax import config as config_lib
+from vlp_jax import config_file
 from vlp_jax.interop import formats
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -19,7 +19,7 @@ NAMES = sorted(str(f.relative_to(CARDS).with_suffix("")) for f in CARDS.rglob("*
 
 def load(name):
   card = card_lib.read(CARDS / f"{name}.toml")
-  return card, config_lib.load(str(ROOT / "configs" / f"{name}.py"))
+  return card, config_file.load(str(ROOT / "configs" / f"{name}.py"))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,7 +10,8 @@ import types
 import pytest
 
 from vlp_jax import cli
-from vlp_jax import config as config_lib
+from vlp_jax import clock as clock_lib
+from vlp_jax import config_file
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -53,7 +54,7 @@ def test_commands_add_options(file, tmp_path):
 
 
 def test_the_config_of_the_workdir_is_the_default(file, tmp_path):
-  saved = config_lib.to_json(config_lib.load(str(file)))
+  saved = config_file.to_json(config_file.load(str(file)))
   (tmp_path / cli.CONFIG_FILE).write_text(saved)
   args = parse(f"--workdir={tmp_path}", "--config.seed=9")
   assert args.config.to_dict() == dict(seed=9, big=False)
@@ -106,7 +107,7 @@ def test_the_list_of_commands(capsys):
 def test_our_errors_are_one_line(capsys, monkeypatch):
   monkeypatch.delenv("VLP_JAX_TRACEBACK", raising=False)
   with pytest.raises(SystemExit) as end, cli.user_errors():
-    config_lib.steps("3 weeks", batch_size=1, epoch_size=1, total_steps=1)
+    clock_lib.Clock(batch_size=1, epoch_size=1, total=1).steps("3 weeks")
   assert end.value.code == 2
   err = capsys.readouterr().err
   assert err.startswith("vlp_jax: error: '3 weeks' is no duration")
@@ -120,7 +121,7 @@ def test_other_errors_keep_their_traceback(monkeypatch):
     int("x")
   monkeypatch.setenv("VLP_JAX_TRACEBACK", "1")
   with pytest.raises(ValueError, match="is no duration"), cli.user_errors():
-    config_lib.steps("3 weeks", batch_size=1, epoch_size=1, total_steps=1)
+    clock_lib.Clock(batch_size=1, epoch_size=1, total=1).steps("3 weeks")
 
 
 def test_interrupted(capsys):

@@ -14,7 +14,9 @@ import pytest
 from tests.interop import test_reader
 from vlp_jax import build
 from vlp_jax import cli
+from vlp_jax import clock as clock_lib
 from vlp_jax import config as config_lib
+from vlp_jax import config_file
 from vlp_jax import convert
 from vlp_jax.interop import albef
 from vlp_jax.interop import formats
@@ -204,12 +206,12 @@ def test_a_run_is_written_in_the_official_layout(tmp_path):
 
 
 def test_a_tower_of_a_run_is_written_for_transformers(tmp_path):
-  given = config_lib.load(str(ROOT / "configs" / "albef.py") + ":tiny")
+  given = config_file.load(str(ROOT / "configs" / "albef.py") + ":tiny")
   path = str(REFERENCE / "tokenizers" / "albef_vocab.txt")
   given.tokenizer = dict(type="wordpiece", path=path, length=16, sep=False)
   config = config_lib.run(given)
   words = build.tokenizer(config.tokenizer, None, tmp_path)
-  clock = build.clock(config, 100)
+  clock = clock_lib.of(config, 100)
   made = build.pretrainer(config, vocab=words.vocab, length=16, time=clock)
   shapes = step_lib.abstract_params(made, build.batch_spec(2, 32, 16))
   rng = np.random.default_rng(0)
@@ -218,7 +220,7 @@ def test_a_tower_of_a_run_is_written_for_transformers(tmp_path):
   checkpoints = checkpoint.Checkpoints(tmp_path / "run" / "checkpoints")
   checkpoints.save(1, jax.tree.map(jnp.asarray, state), {}, {})
   checkpoints.finish()
-  (tmp_path / "run" / cli.CONFIG_FILE).write_text(config_lib.to_json(given))
+  (tmp_path / "run" / cli.CONFIG_FILE).write_text(config_file.to_json(given))
   for name, tower in (("hf_vit", "image"), ("hf_bert", "text")):
     run("--weights", tmp_path / "run", "--to", name, "--out", tmp_path / name)
     got = formats.load(tmp_path / name).fields["params"]["model"][tower]
@@ -227,14 +229,14 @@ def test_a_tower_of_a_run_is_written_for_transformers(tmp_path):
 
 def test_a_dual_encoder_of_a_run_is_written_for_transformers(tmp_path):
   """config.json has the ids of the run's own vocabulary: CLIP is pooled at the end."""
-  given = config_lib.load(str(ROOT / "configs" / "clip.py") + ":tiny")
+  given = config_file.load(str(ROOT / "configs" / "clip.py") + ":tiny")
   config = config_lib.run(given)
   workdir = tmp_path / "run"
   workdir.mkdir()
   # The vocabulary that the run made of its captions lies in its workdir.
   words = build.tokenizer(config.tokenizer, build.source(config.data.source), workdir)
   made = build.pretrainer(
-    config, vocab=words.vocab, length=words.length, time=build.clock(config, 300)
+    config, vocab=words.vocab, length=words.length, time=clock_lib.of(config, 300)
   )
   shapes = step_lib.abstract_params(made, build.batch_spec(2, 32, words.length))
   rng = np.random.default_rng(0)
@@ -243,7 +245,7 @@ def test_a_dual_encoder_of_a_run_is_written_for_transformers(tmp_path):
   state = dict(params=jax.tree.map(jnp.asarray, params), step=jnp.int32(1))
   checkpoints.save(1, state, {}, {})
   checkpoints.finish()
-  (workdir / cli.CONFIG_FILE).write_text(config_lib.to_json(given))
+  (workdir / cli.CONFIG_FILE).write_text(config_file.to_json(given))
   run("--weights", workdir, "--to", "hf_dual", "--out", tmp_path / "hf")
   text = json.loads((tmp_path / "hf" / "config.json").read_text())["text_config"]
   ids, mask = words.encode(["a small red circle"])

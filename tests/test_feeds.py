@@ -13,7 +13,9 @@ from tests import runs
 from tests import tiny
 from tests.data import pictures
 from vlp_jax import build
+from vlp_jax import clock as clock_lib
 from vlp_jax import config as config_lib
+from vlp_jax import config_file
 from vlp_jax import feeds
 from vlp_jax import pretrainer as pretrainer_lib
 from vlp_jax.objectives import itc
@@ -104,9 +106,9 @@ def test_kinds_of_a_batch_are_split_over_devices(made):
 
 def check(*options):
   """The feeds of configs/flava.py:tiny with these options."""
-  config = config_lib.run(config_lib.load(FLAVA, options))
+  config = config_lib.run(config_file.load(FLAVA, options))
   config_lib.check(config)
-  time = build.clock(config, 300)
+  time = clock_lib.of(config, 300)
   made = build.pretrainer(config, vocab=tiny.VOCAB, length=16, time=time)
   sources = dict.fromkeys(("pairs", "images", "texts"), pictures.source(4))
   return feeds.feeds(config, sources, made), feeds.turns(config)
@@ -159,7 +161,7 @@ def test_wrong_kinds(options, message):
 
 
 def test_a_codebook_is_frozen(tmp_path):
-  config = config_lib.load(FLAVA, ["--config.optim.multipliers=()"])
+  config = config_file.load(FLAVA, ["--config.optim.multipliers=()"])
   with pytest.raises(ValueError, match=r"model\.codebook makes targets, and is not"):
     build.job(config_lib.run(config), tmp_path)
 

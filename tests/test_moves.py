@@ -9,7 +9,7 @@ import pytest
 
 from tests import processes
 from tests import runs
-from vlp_jax import config as config_lib
+from vlp_jax import config_file
 from vlp_jax import loop
 
 STEPS, MOVED = 12, 6
@@ -22,7 +22,7 @@ LOSSES = ("loss", "itc", "itm", "mlm")
 def eight(tmp_path_factory):
   """The workdir of a run on the eight devices of this process; it keeps all."""
   workdir = tmp_path_factory.mktemp("eight") / "run"
-  config = config_lib.load(f"{runs.CONFIG}:{STEPS}", ["checkpoint.keep=10"])
+  config = config_file.load(f"{runs.CONFIG}:{STEPS}", ["checkpoint.keep=10"])
   assert loop.train(config, workdir) == 0
   return workdir
 

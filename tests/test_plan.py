@@ -15,6 +15,7 @@ import pytest
 
 from vlp_jax import cli
 from vlp_jax import config as config_lib
+from vlp_jax import config_file
 from vlp_jax import plan as plan_lib
 from vlp_jax.planning import compiled as compiled_lib
 from vlp_jax.planning import fit
@@ -38,7 +39,7 @@ CHIP = hardware.Chip(
 
 
 def load(*overrides, file=CLIP):
-  return config_lib.load(file, [f"--config.{each}" for each in overrides])
+  return config_file.load(file, [f"--config.{each}" for each in overrides])
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests import runs
-from vlp_jax import config as config_lib
+from vlp_jax import config_file
 from vlp_jax import loop
 
 STEPS = 60
@@ -124,7 +124,7 @@ def test_killed_while_it_evaluates(tmp_path):
     },
   }
   options = [*runs.ITC, "checkpoint.keep=10", f"evals.val={val}"]
-  config = config_lib.load(f"{runs.CONFIG}:6", options)
+  config = config_file.load(f"{runs.CONFIG}:6", options)
   workdir, killed = tmp_path / "run", tmp_path / "killed"
   assert loop.train(config, workdir) == 0
   shutil.copytree(workdir, killed)
@@ -141,6 +141,6 @@ def test_killed_while_it_evaluates(tmp_path):
 
 
 def test_the_workdir_says_what_ran(whole):
-  saved = config_lib.load(str(whole / "config.json"))
-  assert saved == config_lib.load(f"{runs.CONFIG}:{STEPS}")
+  saved = config_file.load(str(whole / "config.json"))
+  assert saved == config_file.load(f"{runs.CONFIG}:{STEPS}")
   assert (whole / "report.html").is_file()

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import optax
 
+from vlp_jax import clock as clock_lib
 from vlp_jax import config as config_lib
 from vlp_jax import feeds as feeds_lib
 from vlp_jax import pretrainer as pretrainer_lib
@@ -40,33 +41,6 @@ SHARED = ("backend", "dtype", "remat", "unroll")
 TOWERS = ("image", "text", "fusion", "decoder", "codebook")
 
 
-@dataclasses.dataclass(frozen=True)
-class Clock:
-  """Turns durations into steps of this run.
-
-  Attributes:
-    batch_size: examples a step. epoch_size: examples an epoch. total: steps of the run.
-  """
-
-  batch_size: int
-  epoch_size: int
-  total: int = 0
-
-  def steps(self, duration: int | str) -> int:
-    return config_lib.steps(
-      duration,
-      batch_size=self.batch_size,
-      epoch_size=self.epoch_size,
-      total_steps=self.total,
-    )
-
-
-def clock(config: config_lib.Run, epoch_size: int) -> Clock:
-  """The clock of a run over a source of `epoch_size` examples."""
-  start = Clock(config.batch_size, epoch_size)
-  return dataclasses.replace(start, total=start.steps(config.total))
-
-
 def component(
   seam: str,
   spec: Mapping[str, Any],
@@ -74,7 +48,7 @@ def component(
   *,
   default: str | None = None,
   given: Mapping[str, Any] | None = None,
-  time: Clock | None = None,
+  time: clock_lib.Clock | None = None,
 ) -> Any:
   """An instance of the class that `spec["type"]` names, with the fields of `spec`.
 
@@ -183,7 +157,7 @@ def model(spec: Mapping[str, Any], *, vocab: Any, length: int) -> vlm.VLM:
 
 
 def pretrainer(
-  config: config_lib.Run, *, vocab: Any, length: int, time: Clock
+  config: config_lib.Run, *, vocab: Any, length: int, time: clock_lib.Clock
 ) -> pretrainer_lib.Pretrainer:
   """Model and objectives of a run.
 
@@ -259,7 +233,7 @@ class Job:
   workdir: epath.Path | None
   source: Any
   tokenizer: Any
-  time: Clock
+  time: clock_lib.Clock
   pretrainer: pretrainer_lib.Pretrainer
   mesh: jax.sharding.Mesh
   sharding: sharding_lib.Sharding
@@ -449,9 +423,9 @@ def shapes(
 
 def trained_on(
   config: config_lib.Run, *, vocab: Any, length: int, examples: int
-) -> tuple[pretrainer_lib.Pretrainer, dict[str, Any], Clock]:
+) -> tuple[pretrainer_lib.Pretrainer, dict[str, Any], clock_lib.Clock]:
   """Model and objectives, a global batch of theirs, and the clock of the run."""
-  time = clock(config, examples)
+  time = clock_lib.of(config, examples)
   trained = pretrainer(config, vocab=vocab, length=length, time=time)
   fed = feeds_lib.feeds(config, {}, trained)
   turns = feeds_lib.turns(config)

@@ -19,6 +19,7 @@ import ml_collections
 
 from vlp_jax import cli
 from vlp_jax import config as config_lib
+from vlp_jax import config_file
 from vlp_jax import schema
 
 # How sure a value is.
@@ -106,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       return
     name, _, arg = name.partition(":")
     card = read(configs / "cards" / f"{name}.toml")
-    config = config_lib.load(f"{configs / name}.py" + (f":{arg}" if arg else ""))
+    config = config_file.load(f"{configs / name}.py" + (f":{arg}" if arg else ""))
     if not arg:
       faults = check(card, config)
       if faults:
@@ -119,7 +120,7 @@ def baselines(
 ) -> Iterator[tuple[str, Card, ml_collections.ConfigDict]]:
   """(name, card, config) of every card of configs/cards, not of its folders."""
   for path in sorted((configs / "cards").glob("*.toml")):
-    yield path.stem, read(path), config_lib.load(f"{configs / path.stem}.py")
+    yield path.stem, read(path), config_file.load(f"{configs / path.stem}.py")
 
 
 def table(rows: Mapping[str, tuple[Card, Mapping[str, Any], int]]) -> str:

@@ -19,7 +19,7 @@ import traceback
 from etils import epath
 import ml_collections
 
-from vlp_jax import config as config_lib
+from vlp_jax import config_file
 from vlp_jax import places
 from vlp_jax import schema
 
@@ -143,9 +143,9 @@ def parse(
     saved = workdir / CONFIG_FILE
     if not saved.exists():
       raise FileNotFoundError(f"config: say --config=FILE: there is no {saved}.")
-    config = config_lib.saved(saved.read_text(), overrides)
+    config = config_file.saved(saved.read_text(), overrides)
   else:
-    config = config_lib.load(args.config, overrides)
+    config = config_file.load(args.config, overrides)
   return Args(config=config, workdir=workdir, rest=args)
 
 

@@ -1,23 +1,13 @@
-"""Configs: read, overridden, checked, saved.
+"""What a run is: the top level of a config, with its defaults and its checks.
 
-A config is a Python file whose `get_config(arg="")` returns plain data. What it may say
-is what the dataclasses say that it is handed to: `Run` for its top level, and the class
-in vlp_jax/objectives/itc.py for `objectives.itc`. Defaults live there alone.
+What a config may say is what the dataclasses say that it is handed to: `Run` for its
+top level, and the class in vlp_jax/objectives/itc.py for `objectives.itc`. Defaults
+live there alone. Files are read by config_file.py.
 """
 
-import ast
-from collections.abc import Iterable, Iterator, Mapping
-import contextlib
+from collections.abc import Mapping
 import dataclasses
-import fractions
-import importlib.util
-import inspect
-import json
 import math
-import pathlib
-import re
-import sys
-import types
 from typing import Any, Literal
 
 import ml_collections
@@ -179,190 +169,6 @@ def _bounds(where, value, low, high=math.inf):
     raise ValueError(f"config: {where}={value}: wants {wants}.")
 
 
-# --- Reading ---
-
-
-def load(spec: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
-  """The config of "FILE[:arg]", with "--config.a.b=value" put over it.
-
-  Args:
-    spec: a .py file, executed where it lies, and the argument of its `get_config`; or
-      the config.json of an earlier run.
-    overrides: values are Python literals, and text where they are not. Keys that the
-      file does not mention are added: `check_fields` knows which exist.
-
-  Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: what it says is no config, or does not know the argument.
-  """
-  path, arg = _split(spec)
-  if path.suffix == ".json":
-    if arg:
-      raise ValueError(
-        f"config: {path}: a saved config takes no argument, got {arg!r}."
-      )
-    return saved(path.read_text("utf-8"), overrides)
-  config = _execute(path, arg)
-  for item in overrides:
-    _override(config, item)
-  return config
-
-
-def saved(text: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
-  """The config that `to_json` wrote, with "--config.a.b=value" put over it."""
-  config = from_json(text)
-  for item in overrides:
-    _override(config, item)
-  return config
-
-
-def _split(spec):
-  """(path, arg) of "FILE[:arg]"."""
-  if pathlib.Path(spec).is_file():
-    return pathlib.Path(spec), ""
-  name, _, arg = spec.partition(":")
-  path = pathlib.Path(name)
-  if not path.is_file():
-    folder = path.parent
-    files = sorted(p.name for p in folder.glob("*.py")) if folder.is_dir() else []
-    near = schema.nearest(path.name, files) or schema.nearest(f"{path.name}.py", files)
-    hint = f"; did you mean {folder / near}?" if near else "."
-    there = f" ({folder}/ has: {', '.join(files)})" if files else ""
-    raise FileNotFoundError(f"config: no such file: {path}{hint}{there}")
-  return path, arg
-
-
-def _execute(path, arg):
-  with _importable(path):
-    found = importlib.util.spec_from_file_location("_config_file", path)
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-      raise ValueError(f'config: {path} has no function get_config(arg="").')
-    if arg and not inspect.signature(module.get_config).parameters:
-      raise ValueError(f"config: {path}: get_config() takes no argument, got {arg!r}.")
-    config = _plain(module.get_config(arg) if arg else module.get_config(), path)
-    # A file compares its argument with the names it knows: a wrong one changes nothing.
-    if arg and flatten(config) == flatten(_plain(module.get_config(), path)):
-      raise ValueError(
-        f"config: {path}:{arg}: the argument {arg!r} changes nothing, so the file"
-        " does not know it; its text says which it does."
-      )
-  return config
-
-
-@contextlib.contextmanager
-def _importable(path):
-  """Lets the file say `from configs import parts`, and import its siblings.
-
-  `configs` is the folder above `path`, then that of the working directory, then the one
-  beside the package.
-  """
-  roots = [*path.resolve().parents, pathlib.Path.cwd(), schema.PACKAGE.parent]
-  package = types.ModuleType("configs")
-  package.__path__ = [str(r / "configs") for r in roots if (r / "configs").is_dir()]
-  ours = lambda name: name == "configs" or name.startswith("configs.")
-  kept = {name: sys.modules.pop(name) for name in list(sys.modules) if ours(name)}
-  folder = str(path.resolve().parent)
-  sys.modules["configs"] = package
-  sys.path.insert(0, folder)
-  try:
-    yield
-  finally:
-    sys.path.remove(folder)
-    for name in filter(ours, list(sys.modules)):
-      del sys.modules[name]
-    sys.modules.update(kept)
-
-
-def _plain(value, path, where=""):
-  """A ConfigDict of plain data, or an error that says where it is not plain."""
-  if isinstance(value, Mapping | ml_collections.ConfigDict):
-    config = ml_collections.ConfigDict()
-    for key in value:
-      inner = f"{where}.{key}".lstrip(".")
-      if not isinstance(key, str) or not re.fullmatch(r"[^.=\s]+", key):
-        raise ValueError(f"config: {path}: {inner}: {key!r} is no name for a key.")
-      config[key] = _plain(value[key], path, inner)
-    return config
-  if not where:
-    raise ValueError(
-      f"config: {path}: get_config returned {value!r}, wants a ConfigDict."
-    )
-  if isinstance(value, list | tuple):
-    for item in value:
-      if isinstance(item, Mapping | ml_collections.ConfigDict):
-        raise ValueError(
-          f"config: {path}: {where}: a dict within a {type(value).__name__}: give it a"
-          " name instead, so that it can be overridden."
-        )
-    return type(value)(_plain(item, path, where) for item in value)
-  if value is None or type(value) in (bool, int, float, str):
-    return value
-  raise ValueError(
-    f"config: {path}: {where}: got {value!r} ({type(value).__name__}), wants plain"
-    " data: None, bool, int, float, str, tuple, list or dict."
-  )
-
-
-def _override(config, item):
-  name, equals, text = item.partition("=")
-  name = name.removeprefix("--").removeprefix("config.")
-  if not equals or not name or not all(name.split(".")):
-    raise ValueError(f"config: {item}: wants --config.key=value or --config.a.b=value.")
-  *parents, last = name.split(".")
-  for i, key in enumerate(parents):
-    inner = config.get(key)
-    if inner is None:
-      with config.ignore_type():
-        config[key] = ml_collections.ConfigDict()
-      inner = config[key]
-    if not isinstance(inner, ml_collections.ConfigDict):
-      raise ValueError(
-        f"config: --config.{name}: {'.'.join(parents[: i + 1])} is {inner!r}, which has"
-        " no fields."
-      )
-    config = inner
-  with config.ignore_type():
-    config[last] = _plain(_literal(text), "command line", name)
-
-
-def _literal(text):
-  try:
-    return ast.literal_eval(text)
-  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-    return text
-
-
-# --- Durations ---
-
-
-def steps(
-  duration: schema.Duration, *, batch_size: int, epoch_size: int, total_steps: int
-) -> int:
-  """The number of steps, to the nearest, and at least 1 of a duration that is not 0.
-
-  Args:
-    duration: 300, "300 steps", "2 epochs", "1_000_000 examples" or "5%".
-    batch_size: examples a step. epoch_size: examples an epoch.
-    total_steps: what a percentage is of; 0 where that is not known.
-  """
-  count, unit = schema.duration(duration)
-  if unit == "%" and not total_steps:
-    raise ValueError(f"config: total={duration!r}: wants steps, epochs or examples.")
-  per_unit = {
-    "step": fractions.Fraction(1),
-    "epoch": fractions.Fraction(epoch_size, batch_size),
-    "example": fractions.Fraction(1, batch_size),
-    "%": fractions.Fraction(total_steps, 100),
-  }
-  exact = count * per_unit[unit]
-  return max(1, math.floor(exact + fractions.Fraction(1, 2))) if exact else 0
-
-
-# --- The run ---
-
-
 def run(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Run:
   """The run that a config describes, with all defaults of the top level.
 
@@ -407,6 +213,21 @@ def _to_dict(value):
   if isinstance(value, Mapping | ml_collections.ConfigDict):
     return {key: _to_dict(value[key]) for key in value}
   return value
+
+
+def said(run: Run) -> dict[str, Any]:
+  """A run as plain data, without what few runs have and this one has not (`UNSAID`)."""
+  fields = {field.name: field for field in dataclasses.fields(Data)}
+  empty = {name: _default(f) for name, f in fields.items() if f.metadata == UNSAID}
+  whole = dataclasses.asdict(run)
+  data = {k: v for k, v in whole["data"].items() if k not in empty or v != empty[k]}
+  return whole | {"data": data}
+
+
+def _default(field):
+  if field.default is not dataclasses.MISSING:
+    return field.default
+  return field.default_factory()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -490,72 +311,3 @@ def _at(value, keys, where):
     names = list(value) if keys[0] == "*" else [keys[0]] if keys[0] in value else []
     for name in names:
       yield from _at(value[name], keys[1:], f"{where}.{name}".lstrip("."))
-
-
-# --- Saving ---
-
-
-def flatten(config: Mapping[str, Any] | ml_collections.ConfigDict | Run) -> list[str]:
-  """Sorted lines "a.b.c = value", for people and for golden files."""
-  if isinstance(config, Run):
-    config = dataclasses.asdict(config) | {"data": _said(config.data)}
-  return sorted(f"{path} = {value!r}" for path, value in _leaves(_to_dict(config), ""))
-
-
-def _said(data):
-  """The fields of `Data`, but for what few runs have and this one has not."""
-  fields = {field.name: field for field in dataclasses.fields(data)}
-  empty = {name: _default(f) for name, f in fields.items() if f.metadata == UNSAID}
-  whole = dataclasses.asdict(data)
-  return {k: v for k, v in whole.items() if k not in empty or v != empty[k]}
-
-
-def _default(field):
-  if field.default is not dataclasses.MISSING:
-    return field.default
-  return field.default_factory()
-
-
-def _leaves(value, where) -> Iterator[tuple[str, Any]]:
-  if isinstance(value, dict) and (value or not where):
-    for key, inner in value.items():
-      yield from _leaves(inner, f"{where}.{key}".lstrip("."))
-  else:
-    yield where, value
-
-
-def to_json(config: Mapping[str, Any] | ml_collections.ConfigDict | Run) -> str:
-  """The config as text that `from_json` reads back, tuples as tuples."""
-  if isinstance(config, Run):
-    config = dataclasses.asdict(config)
-
-  def mark(value):
-    if isinstance(value, tuple):
-      return {"tuple": [mark(item) for item in value]}
-    if isinstance(value, list):
-      return [mark(item) for item in value]
-    if isinstance(value, dict):
-      return {key: mark(inner) for key, inner in value.items()}
-    return value
-
-  return json.dumps(mark(_to_dict(config)), indent=2, ensure_ascii=False) + "\n"
-
-
-def from_json(text: str) -> ml_collections.ConfigDict:
-  """What `to_json` wrote.
-
-  Raises:
-    ValueError: the text is no saved config.
-  """
-
-  def unmark(pairs):
-    found = dict(pairs)
-    if list(found) == ["tuple"] and isinstance(found["tuple"], list):
-      return tuple(found["tuple"])
-    return found
-
-  try:
-    value = json.loads(text, object_pairs_hook=unmark)
-  except json.JSONDecodeError as error:
-    raise ValueError(f"config: not a saved config: {error}") from error
-  return _plain(value, "saved config")

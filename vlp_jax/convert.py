@@ -85,13 +85,14 @@ def _of_run(workdir, step, target):
   """The state of a run's checkpoint, or of it the towers that the target holds."""
   from vlp_jax import build
   from vlp_jax import config as config_lib
+  from vlp_jax import config_file
   from vlp_jax.interop import formats
   from vlp_jax.interop import native
   from vlp_jax.training import checkpoint
 
   state = checkpoint.Checkpoints(workdir / "checkpoints").arrays(step)
   if target in formats.towers():
-    saved = config_lib.saved((workdir / cli.CONFIG_FILE).read_text())
+    saved = config_file.saved((workdir / cli.CONFIG_FILE).read_text())
     config = config_lib.run(saved)
     words = build.tokenizer(config.tokenizer, None, workdir)
     model = build.model(config.model, vocab=words.vocab, length=words.length)

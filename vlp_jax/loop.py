@@ -14,6 +14,7 @@ import numpy as np
 from vlp_jax import build
 from vlp_jax import cli
 from vlp_jax import config as config_lib
+from vlp_jax import config_file
 from vlp_jax import feeds
 from vlp_jax import places
 from vlp_jax import report
@@ -50,7 +51,7 @@ def train(given: ml_collections.ConfigDict, workdir: epath.PathLike) -> int:
   job, first = _open(given, workdir)
   if first:
     # Not by an evaluation: what is switched off for it, is on when the run goes on.
-    (job.workdir / cli.CONFIG_FILE).write_text(config_lib.to_json(given))
+    (job.workdir / cli.CONFIG_FILE).write_text(config_file.to_json(given))
   with preemption.Stop(job.preemption) as stop:
     return _train(job, stop, first=first, start_time=start_time)
 
@@ -376,7 +377,7 @@ def _report(job, state, evaluators, results, *, seconds):
         "This call took": f"{seconds / 60:.1f} minutes",
         "Seed": str(config.seed),
       },
-      config="\n".join(config_lib.flatten(config)),
+      config="\n".join(config_file.flatten(config_lib.said(config))),
       log=folder / "metrics.jsonl",
       objectives=list(config.objectives),
       found=found,

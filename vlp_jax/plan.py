@@ -21,6 +21,7 @@ import sys
 from vlp_jax import card as card_lib
 from vlp_jax import cli
 from vlp_jax import config as config_lib
+from vlp_jax import config_file
 from vlp_jax.planning import topology as topology_lib
 
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       return
     name = args.topology or _slice(args.config)
     topology = topology_lib.parse(name)
-    config = config_lib.load(args.config, overrides)
+    config = config_file.load(args.config, overrides)
     run = config_lib.run(config)
     topology_lib.prepare(topology)
     _plan(args, config, run, overrides, topology)
@@ -213,7 +214,7 @@ def _measure(args, overrides):
       f"plan: --measure runs on what is here, which is {name}, not {args.topology}."
     )
   topology = topology_lib.parse(name)
-  config = config_lib.load(args.config, overrides)
+  config = config_file.load(args.config, overrides)
   known = run_lib.facts(
     args.config, config, vocabulary=args.vocabulary, examples=args.examples
   )

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from vlp_jax import build
+from vlp_jax import clock as clock_lib
 from vlp_jax import config as config_lib
+from vlp_jax import config_file
 from vlp_jax import feeds
 from vlp_jax.data import vocab as vocab_lib
 from vlp_jax.ops import prng
@@ -75,7 +77,7 @@ EXAMPLES = 1_000_000
 
 def load(spec):
   name, _, arg = spec.partition(":")
-  given = config_lib.load(f"{ROOT}/configs/{name}.py" + (f":{arg}" if arg else ""))
+  given = config_file.load(f"{ROOT}/configs/{name}.py" + (f":{arg}" if arg else ""))
   return config_lib.run(given)
 
 
@@ -93,7 +95,7 @@ def stand_in(config):
 def shapes(config):
   """(train state, metrics) after one step: no data, no memory, nothing compiled."""
   vocab, length = stand_in(config)
-  time = build.clock(config, EXAMPLES)
+  time = clock_lib.of(config, EXAMPLES)
   pretrainer = build.pretrainer(config, vocab=vocab, length=length, time=time)
   batch = build.specs(feeds.feeds(config, {}, pretrainer), pretrainer, length)
   optim = build.component("", config.optim, "optim", default=build.OPTIM, time=time)
@@ -130,7 +132,8 @@ def shapes_of():
 def describe(config, state):
   """The golden text: all that the config says with its defaults, and all parameters."""
   params = tree.flatten(state.params)
-  lines = ["# config", *config_lib.flatten(config), "", "# parameters"]
+  said = config_file.flatten(config_lib.said(config))
+  lines = ["# config", *said, "", "# parameters"]
   lines += [f"{path} {list(leaf.shape)} {leaf.dtype}" for path, leaf in params.items()]
   memory = tree.flatten(state.memory)
   if memory:
@@ -151,7 +154,7 @@ def test_there_are_configs():
 def test_every_component_is_checked(spec):
   config = load(spec)
   config_lib.check(config)
-  time = build.clock(config, EXAMPLES)
+  time = clock_lib.of(config, EXAMPLES)
   assert time.total > 0
   for duration in (config.log.every, config.checkpoint.every):
     assert time.steps(duration) > 0

@@ -6,7 +6,9 @@ import pytest
 
 from tests.configs import test_all
 from vlp_jax import build
+from vlp_jax import clock as clock_lib
 from vlp_jax import config as config_lib
+from vlp_jax import config_file
 from vlp_jax import feeds
 from vlp_jax.interop import initial
 from vlp_jax.interop import native
@@ -34,10 +36,10 @@ def stage(name):
   if name == "images":
     options += ["--config.objectives.mim.codes=8", "--config.objectives.mim.patches=49"]
     options += ["--config.model.codebook.res=56"]
-  config = config_lib.run(config_lib.load(path, options))
+  config = config_lib.run(config_file.load(path, options))
   config_lib.check(config)
   vocab, length = test_all.stand_in(config)
-  time = build.clock(config, 1000)
+  time = clock_lib.of(config, 1000)
   made = build.pretrainer(config, vocab=vocab, length=length, time=time)
   batch = build.specs(feeds.feeds(config, {}, made), made, length)
   return config, step_lib.abstract_params(made, batch), made

@@ -21,6 +21,7 @@ from tests import test_parity_albef
 from tests import tiny
 from tests.interop import test_reader
 from vlp_jax import config as config_lib
+from vlp_jax import config_file
 from vlp_jax.interop import augreg
 from vlp_jax.interop import clip
 from vlp_jax.interop import hf
@@ -405,7 +406,7 @@ def test_deit_with_its_second_token(tmp_path):
 
 def test_what_the_albef_config_starts_from(tmp_path):
   """Its parts fit the tree that it makes: here with small files in their places."""
-  spec = config_lib.run(config_lib.load(str(ROOT / "configs" / "albef.py"))).init
+  spec = config_lib.run(config_file.load(str(ROOT / "configs" / "albef.py"))).init
   with pytest.raises(FileNotFoundError, match=r"it is https://dl.fbaipublicfiles.com"):
     initial.load(spec, shapes(albef_of()))
   image = {"model": {"image": hf_vit.load(REFERENCE / "vit").params["model"]["image"]}}
@@ -437,7 +438,7 @@ def tower_shapes(model):
 
 def test_what_the_meter_config_starts_from():
   """CLIP's image tower but for its last layer, on a larger grid, and RoBERTa."""
-  spec = config_lib.run(config_lib.load(str(ROOT / "configs" / "meter.py"))).init
+  spec = config_lib.run(config_file.load(str(ROOT / "configs" / "meter.py"))).init
   archive = ROOT / "tests" / "reference" / "clip_vit" / "model_jit.pt"
   made = clip.load(archive)["model"]["image"]
   depth = len(made["blocks"]["norm_attn"]["scale"])
@@ -479,7 +480,7 @@ def test_what_the_meter_config_starts_from():
 
 def test_what_the_lit_config_starts_from(tmp_path):
   """A Vision Transformer of AugReg, whose GELU may be either, and flaxformer's BERT."""
-  spec = config_lib.run(config_lib.load(str(ROOT / "configs" / "lit.py"))).init
+  spec = config_lib.run(config_file.load(str(ROOT / "configs" / "lit.py"))).init
   with pytest.raises(FileNotFoundError, match=r"it is https://storage.*aug_medium1"):
     initial.load(spec, {})
   loaded = hf_vit.load(REFERENCE / "vit")

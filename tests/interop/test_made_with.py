@@ -7,6 +7,7 @@ import pytest
 
 from vlp_jax import build
 from vlp_jax import config as config_lib
+from vlp_jax import config_file
 from vlp_jax.data import vocab as vocab_lib
 from vlp_jax.interop import albef
 from vlp_jax.interop import big_vision
@@ -39,7 +40,7 @@ PUBLISHED = {
 def model_of(name):
   file, colon, argument = name.partition(":")
   path = f"{CONFIGS / file}.py{colon}{argument}"
-  config = config_lib.run(config_lib.load(path))
+  config = config_lib.run(config_file.load(path))
   return build.model(config.model, vocab=VOCAB, length=16)
 
 

@@ -13,7 +13,9 @@ from tests import test_uniter
 from tests import tiny
 from tests.configs import test_all
 from vlp_jax import build
+from vlp_jax import clock as clock_lib
 from vlp_jax import config as config_lib
+from vlp_jax import config_file
 from vlp_jax.ops import reduce
 from vlp_jax.training import sharding as sharding_lib
 from vlp_jax.training import step as step_lib
@@ -120,10 +122,10 @@ def test_shares_of_a_config(monkeypatch):
   monkeypatch.chdir(test_all.ROOT)
 
   def build_it(*overrides):
-    config = config_lib.run(config_lib.load("configs/uniter.py:tiny", overrides))
+    config = config_lib.run(config_file.load("configs/uniter.py:tiny", overrides))
     config_lib.check(config)
     vocab, length = test_all.stand_in(config)
-    time = build.clock(config, 100)
+    time = clock_lib.of(config, 100)
     return build.pretrainer(config, vocab=vocab, length=length, time=time)
 
   assert build_it().shares == dict(itm=3.0, mlm=4.0, mrfr=2.0, mrc=2.0)

@@ -10,7 +10,7 @@ from unittest import mock
 import jax.numpy as jnp
 
 from vlp_jax import card as card_lib
-from vlp_jax import config as config_lib
+from vlp_jax import config_file
 from vlp_jax.ops import reduce
 from vlp_jax.training import step as step_lib
 
@@ -28,7 +28,7 @@ def overhead(step_seconds: float, *, steps: int = STEPS) -> dict[str, Any]:
   # Here: the loop needs TensorFlow, and the rest of `bench step` does not.
   from vlp_jax import loop
 
-  given = config_lib.load(str(card_lib.folder() / CONFIG))
+  given = config_file.load(str(card_lib.folder() / CONFIG))
   given.total = f"{steps} steps"
   given.evals, given.checkpoint = {}, {"every": "100%"}
   with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:

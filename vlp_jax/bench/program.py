@@ -13,7 +13,9 @@ import optax
 
 from vlp_jax import build
 from vlp_jax import card as card_lib
+from vlp_jax import clock as clock_lib
 from vlp_jax import config as config_lib
+from vlp_jax import config_file
 from vlp_jax import pretrainer as pretrainer_lib
 from vlp_jax.data import vocab as vocab_lib
 from vlp_jax.ops import tree
@@ -127,7 +129,7 @@ def given(
   spec: str, overrides: Sequence[str] = (), *, batch_size: int | None = None
 ) -> ml_collections.ConfigDict:
   """The config, with a batch size over its own."""
-  config = config_lib.load(spec, overrides)
+  config = config_file.load(spec, overrides)
   if batch_size is not None:
     config.batch_size = batch_size
   return config
@@ -168,7 +170,7 @@ def load(
   sharding_lib.check_batch(config.batch_size, mesh)
   trained = _pretrainer(config, vocab, examples)
   batch = _batch(config, trained)
-  time = build.clock(config, examples)
+  time = clock_lib.of(config, examples)
   optim = build.component("", config.optim, "optim", default=build.OPTIM, time=time)
   params = step_lib.abstract_params(trained, batch)
   tx, schedule = optim_lib.make(optim, params, total_steps=time.total)
@@ -190,7 +192,7 @@ def of_job(job: build.Job) -> Program:
 
 
 def _pretrainer(config, vocab, examples):
-  time = build.clock(config, examples)
+  time = clock_lib.of(config, examples)
   length = config.tokenizer["length"]
   return build.pretrainer(config, vocab=vocab, length=length, time=time)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 # A config writes 300, "300 steps", "2 epochs", "1_000_000 examples" or "5%"; `build`
-# hands modules the number of steps.
+# hands modules the number of steps (`clock.Clock`).
 Duration = Annotated[int, "duration"]
 
 
