@@ -34,6 +34,7 @@ IMPORTS = {
 ENTRY = {
   "__init__",
   "__main__",
+  "batch",
   "bench",
   "build",
   "card",
@@ -41,6 +42,7 @@ ENTRY = {
   "convert",
   "evaluate",
   "feeds",
+  "job",
   "loop",
   "plan",
   "planning",

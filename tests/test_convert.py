@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.interop import test_reader
+from vlp_jax import batch as batch_lib
 from vlp_jax import build
 from vlp_jax import cli
 from vlp_jax import clock as clock_lib
@@ -213,7 +214,7 @@ def test_a_tower_of_a_run_is_written_for_transformers(tmp_path):
   words = build.tokenizer(config.tokenizer, None, tmp_path)
   clock = clock_lib.of(config, 100)
   made = build.pretrainer(config, vocab=words.vocab, length=16, time=clock)
-  shapes = step_lib.abstract_params(made, build.batch_spec(2, 32, 16))
+  shapes = step_lib.abstract_params(made, batch_lib.spec(2, 32, 16))
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
   state = dict(params=params, step=np.int32(1))
@@ -238,7 +239,7 @@ def test_a_dual_encoder_of_a_run_is_written_for_transformers(tmp_path):
   made = build.pretrainer(
     config, vocab=words.vocab, length=words.length, time=clock_lib.of(config, 300)
   )
-  shapes = step_lib.abstract_params(made, build.batch_spec(2, 32, words.length))
+  shapes = step_lib.abstract_params(made, batch_lib.spec(2, 32, words.length))
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
   checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")

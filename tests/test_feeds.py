@@ -1,6 +1,7 @@
 """Runs over several kinds of data: what a step reads and moves, and wrong configs."""
 
 import shutil
+import types
 
 import flax.linen as nn
 import jax
@@ -12,11 +13,13 @@ import pytest
 from tests import runs
 from tests import tiny
 from tests.data import pictures
+from vlp_jax import batch as batch_lib
 from vlp_jax import build
 from vlp_jax import clock as clock_lib
 from vlp_jax import config as config_lib
 from vlp_jax import config_file
 from vlp_jax import feeds
+from vlp_jax import job as job_lib
 from vlp_jax import pretrainer as pretrainer_lib
 from vlp_jax.objectives import itc
 from vlp_jax.objectives import text_mlm
@@ -123,7 +126,7 @@ def test_what_the_kinds_of_a_config_are():
   # Each its own order, though they read one source.
   assert len({f.seed for f in found.values()}) == 3
   assert turns.cycle == ("pairs", "images", "texts") and turns.drawn
-  shapes = {k: feeds.spec(f, res=32, length=16) for k, f in found.items()}
+  shapes = batch_lib.of(found, types.SimpleNamespace(res=32), 16)
   assert set(shapes["images"]) == {"image", "image_id"}
   assert shapes["texts"]["text"].shape == (32, 16)
 
@@ -163,7 +166,7 @@ def test_wrong_kinds(options, message):
 def test_a_codebook_is_frozen(tmp_path):
   config = config_file.load(FLAVA, ["--config.optim.multipliers=()"])
   with pytest.raises(ValueError, match=r"model\.codebook makes targets, and is not"):
-    build.job(config_lib.run(config), tmp_path)
+    job_lib.make(config_lib.run(config), tmp_path)
 
 
 @pytest.mark.slow

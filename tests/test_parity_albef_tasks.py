@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from tests import test_parity_albef
-from vlp_jax import build
+from vlp_jax import batch as batch_lib
 from vlp_jax import pretrainer as pretrainer_lib
+from vlp_jax.data import columns as columns_lib
 from vlp_jax.evaluators import retrieval
 from vlp_jax.interop import albef_tasks
 from vlp_jax.interop import reader
@@ -519,7 +520,8 @@ def test_tasks_start_from_a_pretraining_file(task):
   module = pretrainer_lib.Pretrainer(
     model(config, embed_dim=space), objectives, dict.fromkeys(objectives, 1.0)
   )
-  batch = build.batch_spec(2, config["image_res"], 6, objectives)
+  columns = columns_lib.of(objectives, res=config["image_res"])
+  batch = batch_lib.spec(2, config["image_res"], 6, columns=columns)
   wanted = step_lib.abstract_params(module, batch)
   path = folder / "weights.safetensors"
   got, theirs = albef_tasks.init(wanted, path=path), reader.load(path)

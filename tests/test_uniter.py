@@ -17,6 +17,7 @@ import pytest
 
 from tests import tiny
 from tests.interop import test_uniter as layout
+from vlp_jax import batch as batch_lib
 from vlp_jax import build
 from vlp_jax import pretrainer as pretrainer_lib
 from vlp_jax.interop import reader
@@ -348,14 +349,14 @@ def test_images_of_no_regions_are_refused():
 
 
 def test_rows_of_another_width_are_told_before_compiling():
-  spec = build.batch_spec(2, (5, 29), LENGTH)
+  spec = batch_lib.spec(2, (5, 29), LENGTH)
   data = types.SimpleNamespace(pp="regions(10, features=12, classes=10)")
   config = types.SimpleNamespace(data=data)
   job = types.SimpleNamespace(batch=spec, config=config, turns=None)
   given = {key: np.zeros(x.shape, x.dtype) for key, x in spec.items()}
-  assert next(build.check_batches(job, iter([given]))) is given
+  assert next(batch_lib.check(job, iter([given]))) is given
   given["image"] = np.zeros((2, 5, 30), np.float32)
   with pytest.raises(ValueError) as error:
-    build.check_batches(job, iter([given]))
+    batch_lib.check(job, iter([given]))
   for text in ("image is float32[5, 30]", "float32[5, 29]", "must be as model.image's"):
     assert text in str(error.value)

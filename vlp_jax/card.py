@@ -287,12 +287,12 @@ def default(config: Mapping[str, Any], path: str) -> Any:
 def count(card: Card, config: Mapping[str, Any]) -> dict[str, int]:
   """{"model.image": parameters, …}: from shapes alone."""
   # Here: whoever only reads cards need not wait for jax.
-  from vlp_jax import build
+  from vlp_jax import job as job_lib
   from vlp_jax.ops import tree
   from vlp_jax.training import step as step_lib
 
   run = config_lib.run(config)
-  made, batch, _ = build.trained_on(
+  made, batch, _ = job_lib.trained_on(
     run,
     vocab=stand_in(card.vocabulary, run.tokenizer),
     length=run.tokenizer["length"],

@@ -5,9 +5,6 @@ import dataclasses
 from typing import Any
 import zlib
 
-import jax
-import numpy as np
-
 from vlp_jax import config as config_lib
 from vlp_jax import schema
 from vlp_jax.data import columns as columns_lib
@@ -37,7 +34,7 @@ class Feed:
   seed: int
 
   def batches(self, job: Any, rows: Mapping[str, Any], *, start: int) -> Any:
-    """Endless batches from position `start` on; of each, `rows` of `build.rows`."""
+    """Endless batches from position `start` on; of each, `rows` of `job.rows`."""
     # Here: what a step is made of is built where TensorFlow is not installed, too.
     from vlp_jax.data import pipeline
 
@@ -128,30 +125,11 @@ def turns(config: config_lib.Run) -> turns_lib.Turns | None:
   return made
 
 
-def spec(
-  feed: Feed, *, res: int | tuple[int, ...], length: int
-) -> dict[str, jax.ShapeDtypeStruct]:
-  """What a global batch of a feed looks like on the device."""
-  shapes = dict(
-    image=columns_lib.image(res),
-    text=((length,), np.int32),
-    text_mask=((length,), np.bool_),
-    image_id=((), np.int32),
-  )
-  shapes |= feed.columns.specs
-  lacks = columns_lib.LACKS[feed.holds]
-  return {
-    name: jax.ShapeDtypeStruct((feed.batch_size, *shape), np.dtype(dtype))
-    for name, (shape, dtype) in shapes.items()
-    if name not in lacks
-  }
-
-
 def batches(job: Any, rows: Mapping[str, Any], *, position: int) -> Any:
-  """This process's rows of the batches of a run (`build.Job`) from a position on.
+  """This process's rows of the batches of a run (`job.Job`) from a position on.
 
   Args:
-    rows: of `build.rows`, where there is one kind of data.
+    rows: of `job.rows`, where there is one kind of data.
     position: batch_size times the steps whose data the run has seen or passed over.
 
   Returns:

@@ -11,11 +11,13 @@ from jax.experimental import multihost_utils
 import ml_collections
 import numpy as np
 
+from vlp_jax import batch as batch_lib
 from vlp_jax import build
 from vlp_jax import cli
 from vlp_jax import config as config_lib
 from vlp_jax import config_file
 from vlp_jax import feeds
+from vlp_jax import job as job_lib
 from vlp_jax import places
 from vlp_jax import report
 from vlp_jax.data import evaluation
@@ -60,7 +62,7 @@ def _train(job, stop, *, first, start_time):
   # --- What is to be run ---------------------------------------------------------
   config, workdir = job.config, job.workdir
   abstract = job.abstract_state
-  evaluators = build.evaluators(job)
+  evaluators = job_lib.evaluators(job)
   steps = job.time.steps
   log_every, save_every = steps(config.log.every), steps(config.checkpoint.every)
   eval_every = {n: steps(e.get("every", "100%")) for n, e in config.evals.items()}
@@ -80,7 +82,7 @@ def _train(job, stop, *, first, start_time):
     state = _fresh(job, abstract)
   begun = done = int(state.step)
   _tell(first, _summary(job, state))
-  train_step = build.stepping(job)
+  train_step = job_lib.stepping(job)
   waiting = timing.Waiting(train_step.feed(fitting))
 
   # --- The loop ------------------------------------------------------------------
@@ -208,7 +210,7 @@ def evaluate(
   """
   start_time = time.time()
   job, first = _open(given, workdir)
-  evaluators = build.evaluators(job)
+  evaluators = job_lib.evaluators(job)
   checkpoints = _checkpoints(job)
   if best:
     step = checkpoints.best_step()
@@ -231,7 +233,7 @@ def _open(given, workdir):
   cache.use()
   workdir = places.workdir(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
-  job = build.job(config, workdir)
+  job = job_lib.make(config, workdir)
   return job, jax.process_index() == 0
 
 
@@ -290,8 +292,8 @@ def _profiler(job, until_the_end):
 
 def _data(job, position):
   """(batches from a position of the run on, the same after a look at the first)."""
-  batches = feeds.batches(job, build.rows(job), position=position)
-  return batches, build.check_batches(job, batches)
+  batches = feeds.batches(job, job_lib.rows(job), position=position)
+  return batches, batch_lib.check(job, batches)
 
 
 def _is_logged(done, every, turns):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from vlp_jax import batch as batch_lib
 from vlp_jax import build
 from vlp_jax import clock as clock_lib
 from vlp_jax import config as config_lib
@@ -97,8 +98,10 @@ def shapes(config):
   vocab, length = stand_in(config)
   time = clock_lib.of(config, EXAMPLES)
   pretrainer = build.pretrainer(config, vocab=vocab, length=length, time=time)
-  batch = build.specs(feeds.feeds(config, {}, pretrainer), pretrainer, length)
-  optim = build.component("", config.optim, "optim", default=build.OPTIM, time=time)
+  batch = batch_lib.of(
+    feeds.feeds(config, {}, pretrainer), pretrainer.model.image, length
+  )
+  optim = build.optim(config.optim, time)
   params = step_lib.abstract_params(pretrainer, batch)
   tx, schedule = optim_lib.make(optim, params, total_steps=time.total)
   ema = config.ema_decay is not None

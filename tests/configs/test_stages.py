@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.configs import test_all
+from vlp_jax import batch as batch_lib
 from vlp_jax import build
 from vlp_jax import clock as clock_lib
 from vlp_jax import config as config_lib
@@ -41,7 +42,7 @@ def stage(name):
   vocab, length = test_all.stand_in(config)
   time = clock_lib.of(config, 1000)
   made = build.pretrainer(config, vocab=vocab, length=length, time=time)
-  batch = build.specs(feeds.feeds(config, {}, made), made, length)
+  batch = batch_lib.of(feeds.feeds(config, {}, made), made.model.image, length)
   return config, step_lib.abstract_params(made, batch), made
 
 
@@ -87,7 +88,7 @@ def test_vlmo_hands_its_weights_on(stages, tmp_path, monkeypatch):
 
 def test_the_stage_of_texts_moves_the_language_expert_alone(stages):
   config, shapes, _ = stages["texts"]
-  optim = build.component("", config.optim, "optim", default=build.OPTIM)
+  optim = build.optim(config.optim)
   tx, _ = optim_lib.make(optim, shapes, total_steps=200_000)
   state = jax.eval_shape(tx.init, shapes)
   kept = {path.split("mu/")[1] for path in tree.flatten(state) if "mu/" in path}

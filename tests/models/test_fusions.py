@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from vlp_jax import build
 from vlp_jax.models import patches
 from vlp_jax.models import text
 from vlp_jax.models import tokens
@@ -176,11 +175,3 @@ def test_positions_are_stretched_from_corner_to_corner():
   np.testing.assert_allclose(got[2][0], square[0, 0], atol=1e-6)
   with pytest.raises(ValueError, match="no square grid"):
     posembed.bilinear(table[1:], place, place, grid)
-
-
-def test_padded_images_want_an_encoder_that_takes_sizes():
-  build._check_takes_sizes(patches.Encoder(width=8, patch=4, res=16))
-  with pytest.raises(ValueError, match=r'model.image.type="patches", or resize'):
-    build._check_takes_sizes(tiny.model().image)
-  with pytest.raises(ValueError, match=r"say model.image.type='naflex', or resize"):
-    build._check_takes_sizes(tiny.model().image, grids=True)

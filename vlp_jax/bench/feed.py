@@ -6,8 +6,9 @@ import tempfile
 
 import ml_collections
 
-from vlp_jax import build
+from vlp_jax import batch as batch_lib
 from vlp_jax import config as config_lib
+from vlp_jax import job as job_lib
 from vlp_jax.bench import program as program_lib
 from vlp_jax.data import columns as columns_lib
 from vlp_jax.data import pipeline
@@ -26,7 +27,7 @@ def open_feed(
       f"bench: accumulate={config.accumulate}: what is timed is a step that is one"
       " program: set --config.accumulate=1 and --batch_size to the microbatch's."
     )
-  job = build.job(config, pathlib.Path(folder))
+  job = job_lib.make(config, pathlib.Path(folder))
   objectives = job.pretrainer.objectives
   batches = pipeline.train_batches(
     job.source,
@@ -40,6 +41,6 @@ def open_feed(
     columns=columns_lib.of(objectives, res=job.pretrainer.model.image.res),
   )
   stack.enter_context(contextlib.closing(batches))
-  fitting = build.check_batches(job, batches)
+  fitting = batch_lib.check(job, batches)
   ahead = timing.Waiting(sharding.prefetch(fitting, job.mesh))
   return program_lib.of_job(job), ahead

@@ -11,12 +11,16 @@ import ml_collections
 import numpy as np
 import optax
 
+from vlp_jax import batch as batch_lib
 from vlp_jax import build
 from vlp_jax import card as card_lib
 from vlp_jax import clock as clock_lib
 from vlp_jax import config as config_lib
 from vlp_jax import config_file
+from vlp_jax import job as job_lib
 from vlp_jax import pretrainer as pretrainer_lib
+from vlp_jax.data import columns as columns_lib
+from vlp_jax.data import pp
 from vlp_jax.data import vocab as vocab_lib
 from vlp_jax.ops import tree
 from vlp_jax.planning import flops
@@ -31,7 +35,7 @@ class Program:
   """What a run computes again and again, without what it reads.
 
   Attributes:
-    config: checked. pretrainer, tx, schedule, mesh, sharding: as of `build.Job`.
+    config: checked. pretrainer, tx, schedule, mesh, sharding: as of `job.Job`.
     batch: ShapeDtypeStructs of a global batch. vocab: of the synthetic words.
   """
 
@@ -171,13 +175,13 @@ def load(
   trained = _pretrainer(config, vocab, examples)
   batch = _batch(config, trained)
   time = clock_lib.of(config, examples)
-  optim = build.component("", config.optim, "optim", default=build.OPTIM, time=time)
+  optim = build.optim(config.optim, time)
   params = step_lib.abstract_params(trained, batch)
   tx, schedule = optim_lib.make(optim, params, total_steps=time.total)
   return Program(config, trained, tx, schedule, mesh, sharding, batch, vocab)
 
 
-def of_job(job: build.Job) -> Program:
+def of_job(job: job_lib.Job) -> Program:
   """The program of a run whose data are there."""
   return Program(
     job.config,
@@ -200,11 +204,9 @@ def _pretrainer(config, vocab, examples):
 def _batch(config, trained):
   """Shapes of a batch, with the sizes that padded images come with."""
   res, length = trained.model.image.res, config.tokenizer["length"]
-  batch = build.batch_spec(config.batch_size, res, length, trained.objectives)
-  if build.pp.leaves_sizes(config.data.pp):
-    sizes = jax.ShapeDtypeStruct((config.batch_size, 2), np.int32)
-    batch |= {f"{k}_size": sizes for k in ("image", "image2") if k in batch}
-  return batch
+  columns = columns_lib.of(trained.objectives, res=res)
+  batch = batch_lib.spec(config.batch_size, res, length, columns=columns)
+  return batch_lib.with_sizes(batch) if pp.leaves_sizes(config.data.pp) else batch
 
 
 def _card(spec):

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 
-from vlp_jax import build
+from vlp_jax import job as job_lib
 from vlp_jax.planning import cost as cost_lib
 from vlp_jax.training import sharding as sharding_lib
 from vlp_jax.training import stepping as stepping_lib
@@ -42,7 +42,7 @@ class Compiled:
   seconds: float
 
 
-def batch(job: build.Job) -> dict[str, Any]:
+def batch(job: job_lib.Job) -> dict[str, Any]:
   """A global batch, placed as the trainer places it; of several kinds of data, all."""
   split = NamedSharding(job.mesh, PartitionSpec(("data", "fsdp")))
   place = lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=split)
@@ -50,7 +50,7 @@ def batch(job: build.Job) -> dict[str, Any]:
 
 
 def compile(
-  program: stepping_lib.Program, job: build.Job, *, exact: bool = False
+  program: stepping_lib.Program, job: job_lib.Job, *, exact: bool = False
 ) -> tuple[Compiled, str]:
   """Compiles for the devices of the job's mesh.
 

@@ -7,13 +7,13 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from vlp_jax import build
+from vlp_jax import job as job_lib
 from vlp_jax.planning import run as run_lib
 from vlp_jax.training import sharding as sharding_lib
 from vlp_jax.training import step as step_lib
 
 
-def of_step(job: build.Job, vocab: Any) -> float:
+def of_step(job: job_lib.Job, vocab: Any) -> float:
   """Floating-point operations of one optimizer step, over the global batch.
 
   Of the step without rematerialisation: forward, backward, and the teacher's forward.
@@ -22,7 +22,7 @@ def of_step(job: build.Job, vocab: Any) -> float:
     vocab: that the job's text tower was built for.
   """
   config = run_lib.with_fields(job.config, remat="none", backend="einsum")
-  plain, _, _ = build.trained_on(
+  plain, _, _ = job_lib.trained_on(
     config,
     vocab=vocab,
     length=config.tokenizer["length"],

@@ -5,9 +5,9 @@ import importlib.metadata
 import math
 from typing import Any
 
-from vlp_jax import build
 from vlp_jax import card as card_lib
 from vlp_jax import config as config_lib
+from vlp_jax import job as job_lib
 from vlp_jax.ops import tree
 from vlp_jax.planning import compiled as compiled_lib
 from vlp_jax.planning import flops as flops_lib
@@ -29,7 +29,7 @@ def plan(
   overrides: Sequence[str] = (),
   model_flops: float | None = None,
   exact: bool = False,
-) -> tuple[result.Plan, build.Job, str]:
+) -> tuple[result.Plan, job_lib.Job, str]:
   """Compiles the step of a run for devices, and says what it takes.
 
   Args:
@@ -49,7 +49,7 @@ def plan(
       job, card_lib.stand_in(known.vocabulary, config.tokenizer)
     )
   made, texts = [], []
-  for program in build.programs(job):
+  for program in job_lib.programs(job):
     found, text = compiled_lib.compile(program, job, exact=exact)
     made.append(found)
     texts.append(text)
@@ -103,7 +103,7 @@ def plan(
   return built, job, "\n".join(texts)
 
 
-def resident(job: build.Job) -> dict[str, float]:
+def resident(job: job_lib.Job) -> dict[str, float]:
   """Bytes of a device that the train state takes, by kind."""
   state = job.abstract_state
   return {
@@ -115,7 +115,7 @@ def resident(job: build.Job) -> dict[str, float]:
 
 
 def footprint(
-  job: build.Job, made: Sequence[compiled_lib.Compiled]
+  job: job_lib.Job, made: Sequence[compiled_lib.Compiled]
 ) -> tuple[float, dict[str, float]]:
   """(bytes of a device at most, {kind: bytes}), where the largest program runs.
 
@@ -156,7 +156,7 @@ def versions(platform: str) -> dict[str, str]:
   return found
 
 
-def advice(job: build.Job, plan: result.Plan) -> tuple[str, ...]:
+def advice(job: job_lib.Job, plan: result.Plan) -> tuple[str, ...]:
   """What would make it fit, what costs least first; `--fit` tries these."""
   state = sum(resident(job).values())
   rest = plan.needed - state

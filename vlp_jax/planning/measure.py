@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlp_jax import build
+from vlp_jax import job as job_lib
 from vlp_jax.planning import hardware
 from vlp_jax.planning import result
 from vlp_jax.training import sharding as sharding_lib
@@ -58,7 +58,7 @@ def here() -> tuple[str, list[jax.Device]]:
   return f"{name}:{'x'.join(map(str, sorted(spans[:axes])))}", devices
 
 
-def random_batch(job: build.Job, seed: int = 0) -> dict[str, jax.Array]:
+def random_batch(job: job_lib.Job, seed: int = 0) -> dict[str, jax.Array]:
   """A global batch of the right shapes, on the mesh: noise, every word counted."""
   rng = np.random.default_rng(seed)
   vocab = job.pretrainer.model.text.vocab
@@ -85,7 +85,7 @@ def random_batch(job: build.Job, seed: int = 0) -> dict[str, jax.Array]:
   return sharding_lib.put_batch(out, job.mesh)
 
 
-def run(job: build.Job, *, steps: int) -> Measured:
+def run(job: job_lib.Job, *, steps: int) -> Measured:
   """A few steps of the run on its mesh, after one that compiles.
 
   Raises:
@@ -93,7 +93,7 @@ def run(job: build.Job, *, steps: int) -> Measured:
   """
   if steps < 1:
     raise ValueError(f"plan: --steps={steps}: want 1 or more.")
-  step = build.stepping(job)
+  step = job_lib.stepping(job)
   if not isinstance(step, stepping_lib.Whole):
     raise ValueError(
       "plan: --measure runs a step of one program: set accumulate_stream=False."

@@ -11,6 +11,7 @@ import ml_collections
 from vlp_jax import build
 from vlp_jax import card as card_lib
 from vlp_jax import config as config_lib
+from vlp_jax import job as job_lib
 from vlp_jax.training import sharding as sharding_lib
 
 
@@ -57,7 +58,7 @@ def facts(
 
 def job(
   config: config_lib.Run, known: Facts, devices: Sequence[jax.Device]
-) -> tuple[build.Job, str | None]:
+) -> tuple[job_lib.Job, str | None]:
   """The run on these devices, and a note where its mesh is of the planner's choice.
 
   Raises:
@@ -73,7 +74,7 @@ def job(
     sharding_lib.Sharding(**config.sharding), devices=list(devices)
   )
   sharding_lib.check_batch(config.batch_size, mesh)
-  made = build.shapes(
+  made = job_lib.shapes(
     config,
     mesh,
     vocab=card_lib.stand_in(known.vocabulary, config.tokenizer),
