@@ -15,14 +15,15 @@ def get_config(arg=""):
   res, length, drop = (224, 32, 0.1) if large else (96, 22, 0.0)
   act = "gelu" if large else "gelu_tanh"
   tower = parts.size("S" if large else "tiny" if tiny else "nano", init_std=None)
-  c = parts.base(seed=0, batch_size=256 if large else 128)
-  c.total = "100 epochs" if large else "20 steps" if tiny else "1300 steps"
+  c = parts.base(seed=0, batch_size=256 if large else 64)
+  c.total = "100 epochs" if large else "20 steps" if tiny else "2200 steps"
   pieces = dict(train=dict(vocab_size=4_000, model_type="bpe"))
   c.tokenizer = dict(pieces, type="sentencepiece", length=length)
   # Convolutions see sooner than linear patches; norms before the layers learn faster.
   image = dict(tower, patch=16, res=res, stem="conv", drop_path=drop, act=act)
   words = dict(norm="pre", dropout=drop, act=act)
-  text = dict(tower, depth=2, length=length, norm_pre=True, **words)
+  order = dict(norm_pre=True, posemb="learned_sincos")
+  text = dict(tower, depth=2, length=length, **order, **words)
   fusion = dict(type="cross_attention", depth=1 + large, init_std=None, **words)
   c.model = dict(image=dict(image, type="vit"), text=dict(text, type="text"))
   c.model.update(fusion=fusion, embed_dim=256 if large else 128, scale="log_scale")
@@ -37,7 +38,8 @@ def get_config(arg=""):
   test = dict(source=dict(split="test"), pp=f"decode|resize({res})|clean(30)")
   source = dict(type="tfds", name="flickr8k", dir="data/flickr8k")
   c.data = dict(source=source, pp=f"decode|{crop}|{augment}|clean(30)")
-  c.optim = dict(lr=6e-4, warmup="8%", b2=0.98, weight_decay=0.1, clip_norm=3.0)
+  steps = dict(name="adamw", lr=6e-4) if large else dict(name="muon", lr=1.5e-3)
+  c.optim = dict(steps, warmup="8%", b2=0.98, weight_decay=0.1, clip_norm=3.0)
   ranked = dict(rerank=16, add_similarity="scaled", batch_size=100, data=test)
   c.evals = dict(test=dict(type="retrieval", **ranked))
   c.checkpoint, c.log = dict(every="10%"), dict(every=10)

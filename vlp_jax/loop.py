@@ -32,6 +32,7 @@ from vlp_jax.training import guard
 from vlp_jax.training import preemption
 from vlp_jax.training import sharding
 from vlp_jax.training import step as step_lib
+from vlp_jax.training import stepping
 from vlp_jax.training import timing
 from vlp_jax.training import writer as writer_lib
 
@@ -78,11 +79,13 @@ def _train(job, stop, *, first, start_time):
 
   # --- Data and step -------------------------------------------------------------
   batches, fitting = _data(job, position)
-  if state is None:
-    state = _fresh(job, abstract)
+  train_step = job_lib.stepping(job)
+  weights = _weights(job, abstract) if state is None else None
+  with stepping.compiling(train_step.programs, job.mesh, job.sharding):
+    if state is None:
+      state = _fresh(job, abstract, weights)
   begun = done = int(state.step)
   _tell(first, _summary(job, state))
-  train_step = job_lib.stepping(job)
   waiting = timing.Waiting(train_step.feed(fitting))
 
   # --- The loop ------------------------------------------------------------------
@@ -245,14 +248,21 @@ def _checkpoints(job):
   )
 
 
-def _fresh(job, abstract):
-  """A new state; with `config.init`, on top of the weights of another model."""
-  loaded = kept = None
-  if job.config.init is not None:
-    # First, with shapes alone: a file that does not fit is told before any compiling.
-    model = job.pretrainer.model
-    loaded = initial.load(job.config.init, abstract.params, model=model)
-    kept = initial.load_memory(job.config.init, abstract.memory)
+def _weights(job, abstract):
+  """(parameters, memory) of another model, as `config.init` says, or None.
+
+  Shapes stand for what it does not have. Before anything is compiled: a file that does
+  not fit is told first.
+  """
+  if job.config.init is None:
+    return None
+  model = job.pretrainer.model
+  loaded = initial.load(job.config.init, abstract.params, model=model)
+  return loaded, initial.load_memory(job.config.init, abstract.memory)
+
+
+def _fresh(job, abstract, weights):
+  """A new state, with the `weights` of another model."""
   state = step_lib.init_state(
     job.pretrainer,
     job.tx,
@@ -263,7 +273,7 @@ def _fresh(job, abstract):
     sharding=job.sharding,
     where=abstract,
   )
-  if loaded is None:
+  if weights is None:
     return state
 
   def put(new, own, shapes):
@@ -272,6 +282,7 @@ def _fresh(job, abstract):
     )
     return jax.device_put(filled, jax.tree.map(lambda x: x.sharding, shapes))
 
+  loaded, kept = weights
   params = put(loaded, state.params, abstract.params)
   teacher = put(loaded, state.ema, abstract.ema) if job.has_teacher else None
   memory = put(kept, state.memory, abstract.memory)

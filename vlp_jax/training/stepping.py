@@ -6,7 +6,9 @@ after the other; they hold the state, the embeddings and two gradients: of the
 parameters, and of the embeddings.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -35,6 +37,27 @@ class Program:
   fn: Any
   args: tuple[Any, ...]
   times: int = 1
+
+
+@contextlib.contextmanager
+def compiling(
+  programs: Sequence[Program], mesh: jax.sharding.Mesh, sharding: sharding_lib.Sharding
+) -> Iterator[None]:
+  """Compiles programs while other things are done; at the end all are.
+
+  JAX finds them again when they are called.
+  """
+
+  def compile_all():
+    # Mesh and rules are known to the thread that set them.
+    with sharding_lib.use(mesh, sharding):
+      for program in programs:
+        program.fn.lower(*program.args).compile()
+
+  with futures.ThreadPoolExecutor(1, "compiling") as pool:
+    done = pool.submit(compile_all)
+    yield
+    done.result()
 
 
 class Whole:

@@ -1,0 +1,68 @@
+"""Programs that are compiled while other things are done."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vlp_jax.training import sharding as sharding_lib
+from vlp_jax.training import stepping
+
+SHARDING = sharding_lib.Sharding()
+
+
+@pytest.fixture
+def told():
+  """JAX logs what it compiles, in all threads."""
+  jax.config.update("jax_log_compiles", True)
+  yield
+  jax.config.update("jax_log_compiles", False)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+  return sharding_lib.make_mesh(SHARDING)
+
+
+def step(state, batch):
+  # The mesh of the thread that compiles is that of the run.
+  assert jax.sharding.get_abstract_mesh().shape["data"] == 8
+  return state + batch["x"].sum(), state
+
+
+def test_a_step_is_compiled_once_and_ahead(mesh, caplog, told):
+  place = sharding_lib.replicated(mesh)
+  state = jax.ShapeDtypeStruct((), jnp.float32, sharding=place)
+  whole = stepping.Whole(
+    step, state, {"x": jax.ShapeDtypeStruct((8,), jnp.float32)}, mesh
+  )
+
+  def compiled():
+    lines = [record.getMessage() for record in caplog.records]
+    return sum("Finished XLA compilation of jit(step)" in line for line in lines)
+
+  with caplog.at_level(logging.WARNING):
+    with stepping.compiling(whole.programs, mesh, SHARDING):
+      begun = jax.device_put(jnp.float32(1), place)
+    assert compiled() == 1
+    with sharding_lib.use(mesh, SHARDING):
+      batch = sharding_lib.put_batch({"x": np.ones(8, np.float32)}, mesh)
+      after, _ = whole(begun, batch)
+  assert after == 9
+  assert compiled() == 1
+
+
+def test_what_cannot_be_compiled_is_told(mesh):
+  def broken(x):
+    raise ValueError("no such step")
+
+  x = jax.ShapeDtypeStruct((), jnp.float32)
+  programs = [stepping.Program("step", jax.jit(broken), (x,))]
+  with pytest.raises(ValueError, match="no such step"):
+    with stepping.compiling(programs, mesh, SHARDING):
+      pass
+  with pytest.raises(KeyError, match="of the body"):
+    with stepping.compiling(programs, mesh, SHARDING):
+      raise KeyError("of the body")
