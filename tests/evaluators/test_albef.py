@@ -42,7 +42,7 @@ def data(monkeypatch):
   captions = np.array([f"caption {i}" for i in range(COUNT)])
   read = retrieval.evaluation
   monkeypatch.setattr(
-    read, "eval_images", lambda *a, batch_size: batches(image, batch_size)
+    read, "eval_images", lambda *a, batch_size, sizes: batches(image, batch_size)
   )
   monkeypatch.setattr(
     read,

@@ -62,8 +62,7 @@ class Evaluator:
 
     file: of the captions, a list of {"image_id", "caption"}; None: written nowhere.
     """
-    place = placement.Placement(mesh)
-    place.check(batch_size)
+    place = placement.of(mesh, batch_size)
     writer = pretrainer.objectives.get(self.objective)
     if not callable(getattr(writer, "generate", None)):
       raise ValueError(
@@ -130,7 +129,8 @@ class Evaluator:
       for row in np.flatnonzero(batch["valid"]):
         image = int(batch["image_id"][row])
         if image not in captions:
-          captions[image] = self._text(ids[row])
+          written = ids[row][len(self._begin) :]
+          captions[image] = predictions.text(written, self._tokenizer)
           rows.append((int(batch["example_index"][row]), captions[image]))
     if self._file is not None:
       numbers = official_ids(self._source, [index for index, _ in rows])
@@ -143,13 +143,6 @@ class Evaluator:
         ],
       )
     return captions
-
-  def _text(self, ids):
-    """What is written behind the prompt, up to its end."""
-    written = [int(i) for i in ids[len(self._begin) :]]
-    end = self._tokenizer.vocab.sep
-    written = written[: written.index(end)] if end in written else written
-    return self._tokenizer.decode(np.array(written, np.int32)).strip()
 
 
 def first_ids(tokenizer: Any, prompt: str) -> list[int]:

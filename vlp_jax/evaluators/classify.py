@@ -37,8 +37,7 @@ class Evaluator:
     batch_size: int,
   ) -> None:
     """Binds model and data, and makes the function that is compiled once."""
-    place = placement.Placement(mesh)
-    place.check(batch_size)
+    place = placement.of(mesh, batch_size)
     if self.objective not in pretrainer.objectives:
       raise ValueError(
         f"evals (classify): objective={self.objective!r}: the run has"
@@ -65,11 +64,10 @@ class Evaluator:
       return logits.argmax(axis=1)
 
     names = ("image", "text", "text_mask", "image2", "image_size", "image2_size")
-    more = {"sizes": True} if sized else {}
 
     def batches():
       found = evaluation.eval_pairs(
-        source, pp, tokenizer, batch_size=batch_size, columns=columns, **more
+        source, pp, tokenizer, batch_size=batch_size, columns=columns, sizes=sized
       )
       for batch in found:
         note = (batch["label"], batch["valid"])

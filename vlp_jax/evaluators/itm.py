@@ -39,8 +39,7 @@ class Evaluator:
     batch_size: int,
   ) -> None:
     """Binds model and data, and makes the functions that are compiled once."""
-    place = placement.Placement(mesh)
-    place.check(batch_size)
+    place = placement.of(mesh, batch_size)
     pairs.check("itm", self.pairs, self.objective, pretrainer, "logits")
     if pretrainer.model.embed_dim is None:
       raise ValueError(

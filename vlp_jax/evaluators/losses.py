@@ -40,8 +40,7 @@ class Evaluator:
     batch_size: int,
   ) -> None:
     """Binds model and data, and makes the function that is compiled once."""
-    place = placement.Placement(mesh)
-    place.check(batch_size)
+    place = placement.of(mesh, batch_size)
     objectives = {}
     for name, objective in pretrainer.objectives.items():
       fields = {k: v for k, v in OFF.items() if k in objective.__dataclass_fields__}

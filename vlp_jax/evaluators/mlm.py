@@ -54,8 +54,7 @@ class Evaluator:
     batch_size: int,
   ) -> None:
     """Binds model and data, and makes the functions that are compiled once."""
-    place = placement.Placement(mesh)
-    place.check(batch_size)
+    place = placement.of(mesh, batch_size)
     pairs.check("mlm", self.pairs, self.objective, pretrainer, "predict")
     if isinstance(self.words, str) and self.words not in ("attributes", "all"):
       raise ValueError(

@@ -36,14 +36,6 @@ class Placement:
   def _axes(self):
     return tuple(a for a in BATCH_AXES if a in self.mesh.shape)
 
-  def check(self, batch_size: int) -> None:
-    """Raises ValueError if a batch does not split evenly."""
-    if batch_size < 1 or batch_size % self.parts:
-      raise ValueError(
-        f"evals: batch_size={batch_size} is not a multiple of the {self.parts} parts of"
-        f" the mesh's axes {'·'.join(BATCH_AXES)}: choose one that is."
-      )
-
   def split(self, tree: Any) -> Any:
     """Host arrays -> device arrays, the first axis split over the mesh."""
     return self._put(tree, () if self.mesh is None else (self._axes,))
@@ -83,6 +75,21 @@ class Placement:
         yield note, jax.device_get(result)
     for note, result in waiting:
       yield note, jax.device_get(result)
+
+
+def of(mesh: jax.sharding.Mesh | None, batch_size: int) -> Placement:
+  """Where batches of this size go.
+
+  Raises:
+    ValueError: they do not split evenly.
+  """
+  place = Placement(mesh)
+  if batch_size < 1 or batch_size % place.parts:
+    raise ValueError(
+      f"evals: batch_size={batch_size} is not a multiple of the {place.parts} parts of"
+      f" the mesh's axes {'·'.join(BATCH_AXES)}: choose one that is."
+    )
+  return place
 
 
 def pad(tree: Any, rows: int) -> Any:

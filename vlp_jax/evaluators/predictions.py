@@ -1,4 +1,4 @@
-"""Files of what a model says, as the official evaluation servers read them."""
+"""What a model says: as text, and in files as the official servers read them."""
 
 from collections.abc import Sequence
 import json
@@ -6,6 +6,15 @@ from typing import Any
 
 from etils import epath
 import jax
+import numpy as np
+
+
+def text(ids: np.ndarray, tokenizer: Any) -> str:
+  """What ids [T] that a model wrote say, up to their end."""
+  written = [int(i) for i in ids]
+  end = tokenizer.vocab.sep
+  written = written[: written.index(end)] if end in written else written
+  return tokenizer.decode(np.array(written, np.int32)).strip()
 
 
 def write(path: epath.PathLike | None, rows: Sequence[dict[str, Any]]) -> None:

@@ -86,8 +86,7 @@ class Evaluator:
     batch_size: int,
   ) -> None:
     """Binds model and data, and makes the functions that are compiled once."""
-    place = placement.Placement(mesh)
-    place.check(batch_size)
+    place = placement.of(mesh, batch_size)
     if self.rerank < 0:
       raise ValueError(f"evals (retrieval): rerank={self.rerank}: want 0 or more.")
     scores = bool(self.rerank) or self.all_pairs
@@ -96,9 +95,8 @@ class Evaluator:
     self._check_space(pretrainer)
     self.last = None
     sized = pp_lib.leaves_sizes(pp)
-    more = {"sizes": True} if sized else {}
     self._images = lambda: evaluation.eval_images(
-      source, pp, batch_size=batch_size, **more
+      source, pp, batch_size=batch_size, sizes=sized
     )
     self._texts = lambda: evaluation.eval_texts(
       source, pp, tokenizer, batch_size=batch_size

@@ -67,8 +67,7 @@ class Evaluator:
 
     file: of the answers, a list of {"question_id", "answer"}; None: written nowhere.
     """
-    place = placement.Placement(mesh)
-    place.check(batch_size)
+    place = placement.of(mesh, batch_size)
     _check_answers(self.objective, self.how, pretrainer.objectives)
     if not callable(getattr(source, "notes", None)):
       raise ValueError(
@@ -91,9 +90,8 @@ class Evaluator:
     names = ("image", "text", "text_mask", *(("image_size",) if sized else ()))
 
     def batches():
-      more = {"sizes": True} if sized else {}
       for batch in evaluation.eval_pairs(
-        source, pp, tokenizer, batch_size=batch_size, **more
+        source, pp, tokenizer, batch_size=batch_size, sizes=sized
       ):
         at = batch["example_index"][batch["valid"]]
         yield at, (place.split({name: batch[name] for name in names}),)
@@ -174,10 +172,7 @@ class Evaluator:
     """The answer that a class or a row of ids stands for."""
     if self.how != "generate":
       return self._list[int(found)]
-    written = [int(i) for i in found[1:]]
-    end = self._tokenizer.vocab.sep
-    written = written[: written.index(end)] if end in written else written
-    return self._tokenizer.decode(np.array(written, np.int32)).strip()
+    return predictions.text(found[1:], self._tokenizer)
 
 
 def _check_answers(name, how, objectives):

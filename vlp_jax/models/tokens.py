@@ -2,6 +2,7 @@
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 from vlp_jax.nn import attention as attention_lib
 
@@ -23,6 +24,11 @@ class Tokens:
   pooled: jax.Array | None = None
   raw: jax.Array | None = None
   keys: attention_lib.KeyValue | None = None
+
+  @property
+  def real(self) -> jax.Array:
+    """The mask, bool [B, L]: of ones where there is none."""
+    return jnp.ones(self.x.shape[:2], bool) if self.mask is None else self.mask
 
 
 @flax.struct.dataclass

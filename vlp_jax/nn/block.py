@@ -227,6 +227,23 @@ def stack(module: nn.Module, layer: type[nn.Module] = Block) -> nn.Module:
   return scanned(**common_fields(module, layer))
 
 
+def last_norm(module: nn.Module) -> Callable[[jax.Array], jax.Array]:
+  """What ends a stack: a norm where its blocks begin with theirs (norm="pre").
+
+  For use in the tower's `setup`.
+  """
+  if module.norm != "pre":
+    return lambda x: x
+  return linear.LayerNorm(module.norm_eps, module.dtype, name="norm")
+
+
+def drop_rates(module: nn.Module, first: float = 0.0) -> jax.Array | None:
+  """float32 [depth], from `first` to `module.drop_path`; None: nothing is dropped."""
+  if not module.drop_path:
+    return None
+  return jnp.linspace(first, module.drop_path, module.depth)
+
+
 def run(
   module: nn.Module,
   x: jax.Array,
@@ -242,12 +259,9 @@ def run(
   memory [B, S, D'] and its mask are as the layer wants them: one, or a tree of arrays.
   keys: those of the memory for all layers, as `remember` makes them.
   """
-  rates = None
-  if module.drop_path:
-    rates = jnp.linspace(0.0, module.drop_path, module.depth)
   x = x.astype(module.dtype)
   memory = jax.tree.map(lambda m: m.astype(module.dtype), memory)
-  own = Own(rates, jax.tree.map(lambda a: jnp.moveaxis(a, 2, 0), keys))
+  own = Own(drop_rates(module), jax.tree.map(lambda a: jnp.moveaxis(a, 2, 0), keys))
   x, _ = module.blocks(x, own, mask, memory, memory_mask, train)
   return axes.row_major(x)
 

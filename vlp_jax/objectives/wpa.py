@@ -25,9 +25,7 @@ def distance(text, image, *, special: bool = False) -> jax.Array:
       official data/itm.py _compute_pad).
   """
   words = text.mask if special else words_of(text.mask)
-  patches = image.mask
-  if patches is None:
-    patches = jnp.ones(image.x.shape[:2], bool)
+  patches = image.real
   if not special:
     patches = patches.at[:, 0].set(False)
   plan, cost = transport.plan(text.x, image.x, words, patches)

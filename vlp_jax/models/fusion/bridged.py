@@ -75,8 +75,7 @@ class Fusion(nn.Module):
     small = axes.boxed(axes.kernel_init(0.02, width), "embed")
     self.cls = self.param("cls", small, (width,))
     self.blocks = block.stack(self)
-    if self.norm == "pre":
-      self.last_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm")
+    self.last_norm = block.last_norm(self)
 
   def __call__(
     self,
@@ -95,13 +94,9 @@ class Fusion(nn.Module):
     words = self.from_text(text.x if text.raw is None else text.raw)
     rows, count, width = patches.shape
     cls = jnp.broadcast_to(self.cls.astype(patches.dtype), (rows, 1, width))
-    real = image.mask
-    if real is None:
-      real = jnp.ones((rows, count), bool)
-    both = jnp.concatenate([jnp.ones((rows, 1), bool), real, text.mask], axis=1)
+    both = [jnp.ones((rows, 1), bool), image.real, text.mask]
     x = jnp.concatenate([cls, patches, words], axis=1)
-    seen = mask_lib.attention(both, "bidirectional")
-    x = block.run(self, x, seen, train=train)
-    x = self.last_norm(x) if self.norm == "pre" else x
+    seen = mask_lib.attention(jnp.concatenate(both, axis=1), "bidirectional")
+    x = self.last_norm(block.run(self, x, seen, train=train))
     fused_image = tokens_lib.Tokens(x[:, 1 : 1 + count], image.mask)
     return tokens_lib.Fused(x[:, 1 + count :], text.mask, fused_image, x[:, 0])

@@ -125,10 +125,7 @@ class Fusion(nn.Module):
     seen = mask_lib.attention(text.mask, attention)
     keys = mask_lib.attention(text.mask, "bidirectional")
     patches = mask_lib.attention(image.mask, "bidirectional")
-    rates = None
-    if self.drop_path:
-      rates = jnp.linspace(0.0, self.drop_path, self.depth)
-    own = block.Own(rates)
+    own = block.Own(block.drop_rates(self))
     (x, y), _ = self.blocks((x, y), own, (seen, keys), None, patches, train)
     if self.norm == "pre":
       x, y = self.text_norm(x), self.image_norm(y)

@@ -8,7 +8,6 @@ import flax.linen as nn
 from vlp_jax.models import tokens as tokens_lib
 from vlp_jax.nn import attention as attention_lib
 from vlp_jax.nn import block
-from vlp_jax.nn import linear
 from vlp_jax.ops import mask as mask_lib
 
 
@@ -49,8 +48,7 @@ class Fusion(nn.Module):
 
   def setup(self):
     self.blocks = block.stack(self)
-    if self.norm == "pre":
-      self.last_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm")
+    self.last_norm = block.last_norm(self)
 
   def remember(self, image: tokens_lib.Tokens) -> tokens_lib.Tokens:
     """With the keys and values that all layers ask for: to be fused several times."""
@@ -72,5 +70,4 @@ class Fusion(nn.Module):
     patches = mask_lib.attention(image.mask, "bidirectional")
     given = (seen, image.x, patches)
     x = block.run(self, text.x, *given, keys=image.keys, train=train)
-    x = self.last_norm(x) if self.norm == "pre" else x
-    return tokens_lib.Tokens(x, text.mask)
+    return tokens_lib.Tokens(self.last_norm(x), text.mask)

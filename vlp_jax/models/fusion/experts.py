@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from vlp_jax.models import tokens as tokens_lib
+from vlp_jax.models.fusion import widths
 from vlp_jax.nn import attention as attention_lib
 from vlp_jax.nn import block
 from vlp_jax.nn import embed
@@ -55,10 +56,8 @@ class Stack(nn.Module):
     self.blocks = block.stack(self, multiway.Layer)
 
   def __call__(self, x, seen, train):
-    rates = None
-    if self.drop_path:
-      rates = jnp.linspace(self.first_drop, self.drop_path, self.depth)
-    return self.blocks(x, block.Own(rates), seen, None, None, train)[0]
+    own = block.Own(block.drop_rates(self, self.first_drop))
+    return self.blocks(x, own, seen, None, None, train)[0]
 
 
 class Fusion(nn.Module):
@@ -114,11 +113,7 @@ class Fusion(nn.Module):
     return text_width, text_width
 
   def setup(self):
-    if self.image_width != self.text_width:
-      raise ValueError(
-        'model.fusion.type="experts" is one stack: model.image.width='
-        f"{self.image_width} and model.text.width={self.text_width} must be equal."
-      )
+    widths.check_equal(self, 'model.fusion.type="experts" is one stack')
     if not 0 <= self.pair_depth < self.depth:
       raise ValueError(
         f"model.fusion.pair_depth={self.pair_depth}: wants 0 or more, and less than"
@@ -161,21 +156,17 @@ class Fusion(nn.Module):
         'model.fusion.type="experts" reads with attention="bidirectional" only, not'
         f" {attention!r}."
       )
-    x, masks = {}, []
+    x = {}
     if image is not None:
       patches = image.x if image.raw is None else image.raw
       x["image"] = self._typed(patches, 1)
-      masks.append(image.mask)
     if text is not None:
       x["text"] = self._typed(text.x, 0)
-      masks.append(text.mask)
+    streams = [tokens for tokens in (image, text) if tokens is not None]
     seen = None
-    if any(mask is not None for mask in masks):
-      real = [
-        jnp.ones(stream.shape[:2], bool) if mask is None else mask
-        for stream, mask in zip(x.values(), masks, strict=True)
-      ]
-      seen = mask_lib.attention(jnp.concatenate(real, axis=1), "bidirectional")
+    if any(tokens.mask is not None for tokens in streams):
+      real = jnp.concatenate([tokens.real for tokens in streams], axis=1)
+      seen = mask_lib.attention(real, "bidirectional")
     x = self._run(x, seen, train)
     if text is None:
       return tokens_lib.Tokens(x["image"], image.mask, raw=patches)

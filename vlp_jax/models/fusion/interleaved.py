@@ -16,7 +16,6 @@ from vlp_jax.models import tokens as tokens_lib
 from vlp_jax.nn import attention as attention_lib
 from vlp_jax.nn import axes
 from vlp_jax.nn import block
-from vlp_jax.nn import linear
 from vlp_jax.ops import mask as mask_lib
 
 # Which self-attention a layer uses: that of the encoders, or the writer's own.
@@ -120,8 +119,7 @@ class Fusion(nn.Module):
         f"model.fusion.reads={self.reads}: want some of {', '.join(map(repr, SELF))}."
       )
     self.blocks = block.stack(self, Layer)
-    if self.norm == "pre":
-      self.last_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm")
+    self.last_norm = block.last_norm(self)
 
   def remember(self, image: tokens_lib.Tokens) -> tokens_lib.Tokens:
     """With the keys and values that all layers ask for: to be fused several times."""
@@ -150,5 +148,4 @@ class Fusion(nn.Module):
       patches = mask_lib.attention(image.mask, "bidirectional")
     mask = {direction: seen}
     x = block.run(self, text.x, mask, memory, patches, keys=keys, train=train)
-    x = self.last_norm(x) if self.norm == "pre" else x
-    return tokens_lib.Tokens(x, text.mask)
+    return tokens_lib.Tokens(self.last_norm(x), text.mask)

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from vlp_jax.models import tokens as tokens_lib
+from vlp_jax.models.fusion import widths
 from vlp_jax.nn import attention as attention_lib
 from vlp_jax.nn import block
 from vlp_jax.nn import embed
-from vlp_jax.nn import linear
 from vlp_jax.nn import pool as pool_lib
 from vlp_jax.ops import mask as mask_lib
 
@@ -61,16 +61,11 @@ class Fusion(nn.Module):
 
   def setup(self):
     width = self.text_width
-    if self.image_width != width:
-      raise ValueError(
-        'model.fusion.type="merged" is one stream: model.image.width='
-        f"{self.image_width} and model.text.width={width} must be equal."
-      )
+    widths.check_equal(self, 'model.fusion.type="merged" is one stream')
     if self.types:
       self.type = embed.Embed(self.types, width, axis="pos", dtype=self.dtype)
     self.blocks = block.stack(self)
-    if self.norm == "pre":
-      self.last_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm")
+    self.last_norm = block.last_norm(self)
     self.pooler = pool_lib.TanhPool(
       width, init_std=self.init_std, dtype=self.dtype, name="pool"
     )
@@ -85,10 +80,7 @@ class Fusion(nn.Module):
     train: bool = False,
   ) -> tokens_lib.Fused:
     length = text.x.shape[1]
-    patches = image.mask
-    if patches is None:
-      patches = jnp.ones(image.x.shape[:2], bool)
-    both = jnp.concatenate([text.mask, patches], axis=1)
+    both = jnp.concatenate([text.mask, image.real], axis=1)
     seen = mask_lib.attention(both, "bidirectional")
     if attention != "bidirectional":
       raise ValueError(
@@ -101,8 +93,7 @@ class Fusion(nn.Module):
       pairs = zip(parts, kinds, strict=True)
       parts = [part + self.type(jnp.int32(kind)) for part, kind in pairs]
     x = jnp.concatenate(parts, axis=1)
-    x = block.run(self, x, seen, train=train)
-    x = self.last_norm(x) if self.norm == "pre" else x
+    x = self.last_norm(block.run(self, x, seen, train=train))
     return tokens_lib.Fused(
       x[:, :length],
       text.mask,

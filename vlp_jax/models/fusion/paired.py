@@ -87,8 +87,7 @@ class Fusion(nn.Module):
 
   def setup(self):
     self.blocks = block.stack(self, Pair)
-    if self.norm == "pre":
-      self.last_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm")
+    self.last_norm = block.last_norm(self)
 
   def __call__(
     self,
@@ -107,5 +106,4 @@ class Fusion(nn.Module):
     patches = tuple(mask_lib.attention(one.mask, "bidirectional") for one in image)
     memory: tuple[jax.Array, ...] = tuple(one.x for one in image)
     x = block.run(self, text.x, seen, memory, patches, train=train)
-    x = self.last_norm(x) if self.norm == "pre" else x
-    return tokens_lib.Tokens(x, text.mask)
+    return tokens_lib.Tokens(self.last_norm(x), text.mask)

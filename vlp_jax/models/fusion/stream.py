@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from vlp_jax.models import tokens as tokens_lib
+from vlp_jax.models.fusion import widths
 from vlp_jax.nn import attention as attention_lib
 from vlp_jax.nn import block
 from vlp_jax.nn import embed
@@ -66,11 +67,7 @@ class Fusion(nn.Module):
 
   def setup(self):
     width = self.text_width
-    if self.image_width != width:
-      raise ValueError(
-        'model.fusion.type="stream" is one stream: model.image.width='
-        f"{self.image_width} and model.text.width={width} must be equal."
-      )
+    widths.check_equal(self, 'model.fusion.type="stream" is one stream')
     if self.types not in (2, 6):
       raise ValueError(f"model.fusion.types={self.types}: want 6, or 2.")
     if self.norm != "post":
@@ -96,12 +93,9 @@ class Fusion(nn.Module):
     """attention: "bidirectional", "causal", or bool [B], true where it is "causal"."""
     batch, count = image.x.shape[:2]
     causal = self._causal(attention, batch)
-    real = image.mask
-    if real is None:
-      real = jnp.ones((batch, count), bool)
     # [CLS], the image, [SEP], words
     x = jnp.concatenate([text.x[:, :1], image.x, text.x[:, 1:]], axis=1)
-    keys = jnp.concatenate([text.mask[:, :1], real, text.mask[:, 1:]], axis=1)
+    keys = jnp.concatenate([text.mask[:, :1], image.real, text.mask[:, 1:]], axis=1)
     at = jnp.arange(x.shape[1])
     kinds = (at >= count + 2).astype(jnp.int32) + jnp.zeros((batch, 1), jnp.int32)
     if self.types == 6:

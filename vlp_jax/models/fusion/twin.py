@@ -152,8 +152,7 @@ class Fusion(nn.Module):
     lower, upper = self.merge_from, self.depth - self.merge_from
     self.lower = Stack(**(fields | dict(depth=lower, merge=False)))
     self.upper = Stack(**(fields | dict(depth=upper, merge=True)))
-    if self.norm == "pre":
-      self.last_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm")
+    self.last_norm = block.last_norm(self)
 
   def __call__(
     self,
@@ -177,5 +176,4 @@ class Fusion(nn.Module):
     x = text.x
     for stack in (self.lower, self.upper):
       x = stack(x, seen, memory, patches, train=train)
-    x = self.last_norm(x) if self.norm == "pre" else x
-    return tokens_lib.Tokens(x, text.mask)
+    return tokens_lib.Tokens(self.last_norm(x), text.mask)
