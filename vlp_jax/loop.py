@@ -79,8 +79,8 @@ def _train(job, stop, *, first, start_time):
 
   # --- Data and step -------------------------------------------------------------
   batches, fitting = _data(job, position)
-  train_step = job_lib.stepping(job)
   weights = _weights(job, abstract) if state is None else None
+  train_step = job_lib.stepping(job)
   with stepping.compiling(train_step.programs, job.mesh, job.sharding):
     if state is None:
       state = _fresh(job, abstract, weights)
