@@ -334,7 +334,7 @@ def test_a_full_disk(tmp_path):
   """The run trains on, says that it could not save, and goes on once there is room."""
   disk, out = tmp_path / "disk", tmp_path / "out"
   disk.mkdir()
-  settings = (*ITC, "total=12", "checkpoint.every=1", "checkpoint.keep=20")
+  settings = (*ITC, "total=8", "checkpoint.every=1", "checkpoint.keep=20")
   command = [sys.executable, "-m", "vlp_jax.train", f"--config={runs.CONFIG}"]
   command += [f"--config.{item}" for item in settings]
   command += [f"--workdir={disk / 'run'}"]
@@ -357,10 +357,10 @@ def test_a_full_disk(tmp_path):
     assert str(disk / "run" / "metrics.jsonl") in first
   else:
     assert "Training goes on and saves" in done.stderr
-    assert "checkpoint: step 12 could not be saved in" in first
+    assert "checkpoint: step 8 could not be saved in" in first
     assert str(disk / "run" / "checkpoints") in first
   assert "Make room" in first
   assert "second: 0" in done.stdout, said[-3000:]
   assert "goes on from step" in done.stderr
-  assert runs.steps(out)[-1] == 12
-  assert [line["step"] for line in runs.metrics(out)] == list(range(1, 13))
+  assert runs.steps(out)[-1] == 8
+  assert [line["step"] for line in runs.metrics(out)] == list(range(1, 9))
