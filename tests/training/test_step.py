@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from tests import tiny
+from vlp_jax import pretrainer as pretrainer_lib
 from vlp_jax.ops import reduce
 from vlp_jax.ops import tree
 from vlp_jax.training import optim as optim_lib
@@ -103,6 +104,30 @@ def test_a_stream_keeps_its_draws_when_another_one_is_added(monkeypatch):
   after = step_lib.keys(0, jnp.int32(5))
   for name, key in before.items():
     assert (jax.random.key_data(key) == jax.random.key_data(after[name])).all()
+
+
+def test_shapes_places_and_values_take_one_trace_of_the_model(monkeypatch):
+  traced, call = [], pretrainer_lib.Pretrainer.__call__
+
+  def counted(self, *args, **fields):
+    traced.append(self)
+    return call(self, *args, **fields)
+
+  monkeypatch.setattr(pretrainer_lib.Pretrainer, "__call__", counted)
+  module, batch = tiny.albef(depth=1), tiny.batch(BATCH)
+  shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
+  mesh = sharding_lib.make_mesh(
+    sharding_lib.Sharding(mesh={"data": 1}), jax.devices()[:1]
+  )
+  fields = dict(mesh=mesh, sharding=sharding_lib.Sharding(), ema=True)
+  params = step_lib.abstract_params(module, shapes)
+  tx, _ = optim_lib.make(optim_lib.Optim(), params, total_steps=10)
+  where = step_lib.abstract_state(module, tx, shapes, **fields)
+  step_lib.init_state(module, tx, shapes, seed=0, where=where, **fields)
+  assert len(traced) == 1
+  # Another model of the same fields is another one.
+  step_lib.abstract_params(tiny.albef(depth=1), shapes)
+  assert len(traced) == 2
 
 
 def test_a_fresh_teacher_is_its_model():

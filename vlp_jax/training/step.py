@@ -53,7 +53,7 @@ def keys(seed: int, step: jax.Array) -> dict[str, jax.Array]:
   return {name: jax.random.fold_in(key, i) for i, name in enumerate(STREAMS)}
 
 
-class _The:
+class _ById:
   """A module as a key: a module that holds a dict has no hash."""
 
   def __init__(self, module):
@@ -67,8 +67,8 @@ class _The:
 
 
 @functools.lru_cache(maxsize=4)
-def _variables(the):
-  """`(key, batch) -> variables` of `the.module`, boxed.
+def _variables(by_id):
+  """`(key, batch) -> variables` of `by_id.module`, boxed.
 
   Jitted, and the same function whenever it is asked for, so that JAX goes through the
   model once for its shapes, their places and their values.
@@ -77,7 +77,7 @@ def _variables(the):
   @jax.jit
   def variables(key, batch):
     rngs = {name: jax.random.fold_in(key, i) for i, name in enumerate(STREAMS)}
-    return the.module.init({"params": key, **rngs}, batch)
+    return by_id.module.init({"params": key, **rngs}, batch)
 
   return variables
 
@@ -88,7 +88,7 @@ def make_init(
   """`init(key, batch) -> TrainState`, its leaves boxed with their logical axes."""
 
   def init(key, batch):
-    variables = _variables(_The(pretrainer))(key, batch)
+    variables = _variables(_ById(pretrainer))(key, batch)
     params = variables["params"]
     return TrainState(
       step=jnp.int32(0),
@@ -103,7 +103,7 @@ def make_init(
 
 def abstract_params(pretrainer: nn.Module, batch: Mapping[str, Any]) -> Any:
   """Unboxed shapes of the parameters: no memory, no computation."""
-  shapes = jax.eval_shape(_variables(_The(pretrainer)), prng.key(0), batch)
+  shapes = jax.eval_shape(_variables(_ById(pretrainer)), prng.key(0), batch)
   return nn.unbox(shapes["params"])
 
 
