@@ -22,12 +22,13 @@ from vlp_jax import places
 from vlp_jax import report
 from vlp_jax.data import evaluation
 from vlp_jax.data import pp
+from vlp_jax.evaluators import placement
 from vlp_jax.evaluators import retrieval
 from vlp_jax.interop import initial
 from vlp_jax.ops import tree
 from vlp_jax.training import cache
 from vlp_jax.training import checkpoint
-from vlp_jax.training import distributed
+from vlp_jax.training import course
 from vlp_jax.training import guard
 from vlp_jax.training import preemption
 from vlp_jax.training import sharding
@@ -55,7 +56,7 @@ def train(given: ml_collections.ConfigDict, workdir: epath.PathLike) -> int:
   if first:
     # Not by an evaluation: what is switched off for it, is on when the run goes on.
     (job.workdir / cli.CONFIG_FILE).write_text(config_file.to_json(given))
-  with preemption.Stop(job.preemption) as stop:
+  with preemption.Stop(job.preemption) as stop, course.at("starts", limited=False):
     return _train(job, stop, first=first, start_time=start_time)
 
 
@@ -71,7 +72,8 @@ def _train(job, stop, *, first, start_time):
 
   # --- State: restored, or fresh -------------------------------------------------
   if checkpoints.steps():
-    state, meta = checkpoints.restore(abstract)
+    with course.at("reads", "the last checkpoint"):
+      state, meta = checkpoints.restore(abstract)
     position = meta["position"]
     _tell(first, f"goes on from step {int(state.step)} in {workdir}")
   else:
@@ -103,7 +105,8 @@ def _train(job, stop, *, first, start_time):
   )
   watch = guard.Watch(job.guard, state.guard, rolled_back=meta.get("rolled_back", 0))
   if job.guard.rolls_back and not checkpoints.steps():
-    checkpoints.save(0, state, {"position": 0, "seed": config.seed})
+    with course.at("saves", "step 0"):
+      checkpoints.save(0, state, {"position": 0, "seed": config.seed})
   results: dict[str, dict[str, float]] = {}
   with (
     contextlib.ExitStack() as until_the_end,
@@ -111,13 +114,12 @@ def _train(job, stop, *, first, start_time):
     sharding.use(job.mesh, job.sharding),
   ):
     until_the_end.enter_context(contextlib.closing(batches))
-    until_the_end.enter_context(distributed.going_on(progress.turn))
     profiler = _profiler(job, until_the_end)
 
     def evaluate_now(names):
       for name in names:
         with progress.paused():
-          results[name] = evaluators[name](state.variables())
+          results[name] = _evaluated(name, evaluators[name], state)
         writer.write(done, {f"{name}/{k}": v for k, v in results[name].items()})
 
     evaluate_now(_owed(meta, evaluators, writer, begun))
@@ -132,6 +134,7 @@ def _train(job, stop, *, first, start_time):
       if done == begun + 1:
         jax.block_until_ready(state.step)
         progress.count_from(done)
+        course.turn_to("trains")
 
       due = [n for n, every in eval_every.items() if ended or done % every == 0]
       decides = not asked and _decides_best(config, due)
@@ -145,7 +148,8 @@ def _train(job, stop, *, first, start_time):
         bad = watch.look(values, done, checkpoints.kept)
         if bad is not None:
           position -= (done - bad) * config.batch_size
-          state, _ = checkpoints.restore(abstract)
+          with course.at("reads", "the last good checkpoint"):
+            state, _ = checkpoints.restore(abstract)
           done = int(state.step)
           _tell(first, f"goes back to step {done}, and on after the data of step {bad}")
           batches.close()
@@ -167,20 +171,21 @@ def _train(job, stop, *, first, start_time):
       meta |= {"rolled_back": watch.rolled_back}
       last = ended or asked
       if saves and not decides:
-        with progress.paused():
+        with progress.paused(), course.at("saves", f"step {done}"):
           writer.flush()
           checkpoints.save(done, state, meta, last=last)
       if asked and not ended:
         break
       evaluate_now(due)
       if decides:
-        with progress.paused():
+        with progress.paused(), course.at("saves", f"step {done}"):
           writer.flush()
           flat = {f"{n}/{k}": v for n in due for k, v in results[n].items()}
           checkpoints.save(done, state, meta | {"owed": []}, flat, last=last)
   progress.close()
   _tell_bad(first, batches)
-  checkpoints.finish()
+  with course.at("saves", f"step {done}, the last"):
+    checkpoints.finish()
 
   # --- What came of it -----------------------------------------------------------
   if stop.asked and int(state.step) < total:
@@ -193,9 +198,10 @@ def _train(job, stop, *, first, start_time):
   with sharding.use(job.mesh, job.sharding):
     for name in evaluators:
       if name not in results:
-        results[name] = evaluators[name](state.variables())
+        results[name] = _evaluated(name, evaluators[name], state)
   if first:
-    _report(job, state, evaluators, results, seconds=time.time() - start_time)
+    with course.at("reports"):
+      _report(job, state, evaluators, results, seconds=time.time() - start_time)
   return 0
 
 
@@ -219,11 +225,13 @@ def evaluate(
     step = checkpoints.best_step()
     if step is None:
       raise ValueError("--best: no checkpoint has the metric config.checkpoint.best.")
-  state, _ = checkpoints.restore(job.abstract_state, step)
+  with course.at("reads", "a checkpoint"):
+    state, _ = checkpoints.restore(job.abstract_state, step)
   with sharding.use(job.mesh, job.sharding):
-    results = {name: each(state.variables()) for name, each in evaluators.items()}
+    results = {name: _evaluated(name, each, state) for name, each in evaluators.items()}
     if first:
-      _report(job, state, evaluators, results, seconds=time.time() - start_time)
+      with course.at("reports"):
+        _report(job, state, evaluators, results, seconds=time.time() - start_time)
   return results
 
 
@@ -287,6 +295,12 @@ def _fresh(job, abstract, weights):
   teacher = put(loaded, state.ema, abstract.ema) if job.has_teacher else None
   memory = put(kept, state.memory, abstract.memory)
   return state.replace(params=params, ema=teacher, memory=memory)
+
+
+def _evaluated(name, evaluator, state):
+  """What it finds; the others are told how far this process is."""
+  with course.at("evaluates", name), placement.telling(course.go_on):
+    return evaluator(state.variables())
 
 
 def _profiler(job, until_the_end):

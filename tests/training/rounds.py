@@ -17,6 +17,7 @@ import numpy as np
 
 from vlp_jax import cli
 from vlp_jax.training import cluster
+from vlp_jax.training import course
 from vlp_jax.training import distributed
 from vlp_jax.training import sharding
 
@@ -63,17 +64,18 @@ def main():
     if "FOLDER" in os.environ:
       check_meshes()
       check_made_once()
-    done = 0
-    with distributed.going_on(lambda: done):
-      for done in range(int(os.environ["ROUNDS"])):
-        got = multihost_utils.process_allgather(np.int32(me))
-        assert got.tolist() == list(range(jax.process_count()))
-        print("round", done, flush=True)
-        if done and os.environ.get("MISTAKE") in (str(me), "all"):
-          cluster.find({"VLP_JAX_COORDINATOR": "nowhere"})
-        if done and os.environ.get("STUCK") == str(me):
-          threading.Event().wait()
-        time.sleep(0.05)
+    for done in range(int(os.environ["ROUNDS"])):
+      got = multihost_utils.process_allgather(np.int32(me))
+      assert got.tolist() == list(range(jax.process_count()))
+      if not done:
+        course.turn_to("trains")
+      print("round", done, flush=True)
+      if done and os.environ.get("MISTAKE") in (str(me), "all"):
+        cluster.find({"VLP_JAX_COORDINATOR": "nowhere"})
+      if done and os.environ.get("STUCK") == str(me):
+        threading.Event().wait()
+      course.go_on()
+      time.sleep(0.05)
   sys.exit(0)
 
 

@@ -130,12 +130,15 @@ def test_one_gets_no_data(tmp_path, stuck):
   begun = time.monotonic()
   logs = processes.finish(started, tmp_path / "run", codes=(75, 75))
   assert time.monotonic() - begun < 20
-  for log in logs:
+  for index, log in enumerate(logs):
+    assert "rounds.py:" in log.partition(f"process {index} stands at\n")[2]
     (said,) = [line for line in log.splitlines() if "vlp_jax: error" in line]
     assert (
-      f"process {stuck} (" in said and ") is waited for: nobody has taken a" in said
+      f"process {stuck} (" in said and ") is waited for: nobody has gone on for" in said
     )
-    assert "it has got 1 and others 2 batches: do its data come?" in said
+    other = f"process {1 - stuck} trains (2 batches so far) and waits for others"
+    assert "s it trains (1 batches so far), " in said
+    assert f"{other}: do its data come?" in said
     assert "the same command on all goes on from the last checkpoint" in said
 
 

@@ -1,14 +1,17 @@
 """Processes that meet, and who is told when one is gone: threads stand for them."""
 
 from concurrent import futures
+import functools
 import queue
 import socket
+import threading
 import time
 
 import pytest
 
 from tests import processes
 from vlp_jax.training import cluster
+from vlp_jax.training import course
 from vlp_jax.training import rendezvous
 from vlp_jax.training import watch as watch_lib
 
@@ -227,26 +230,69 @@ def test_the_one_that_all_wait_for(port, behind):
   """All give signs of life, but none gets another batch."""
   watches = meet(port, [0, 1, 2], silence=0.4, stand=0.8)
   for watch in watches:
-    watch.turn = lambda turn=8 - (watch.me.index == behind): turn
+    moves = 8 - (watch.me.index == behind)
+    watch.doing = functools.partial(course.Doing, "trains", batches=moves, moves=moves)
   found = losses(watches)
   for each in found[:1]:
     loss = each.get(timeout=10)
     assert (loss.peer.index, loss.why, loss.silent) == (behind or 0, None, None)
-    assert "nobody has taken a step for 1 s; " in loss.stands
-    told = "it has got 7 and others 8 batches: do its data come?"
+    assert "nobody has gone on for 1 s; for 0 s it trains (" in loss.stands
+    told = "do its data come?"
     assert (told in loss.stands) == (behind is not None)
+    assert "it trains (7 batches" in loss.stands or behind is None
   watches[0].pass_on(loss, wait=0.1)
   for each in found[1:]:
     assert each.get(timeout=10) == loss
 
 
-def test_who_evaluates_or_goes_on_is_not_waited_for(port):
+def test_who_starts_or_goes_on_is_not_waited_for(port):
   watches = meet(port, [0, 1], count=2, silence=0.2, stand=0.4)
-  watches[0].turn = lambda: 5
-  found = losses(watches)  # process 1 has no turn
+  saves = functools.partial(course.Doing, "saves", "step 5")
+  watches[0].doing = lambda: saves(moves=9)
+  watches[1].doing = lambda: course.START
+  found = losses(watches)
   time.sleep(1.0)
-  watches[1].turn = lambda: int(10 * time.monotonic())
+  watches[1].doing = lambda: saves(moves=int(10 * time.monotonic()))
   time.sleep(1.0)
   assert all(each.empty() for each in found)
-  watches[1].turn = lambda: 5
-  assert found[0].get(timeout=10).stands
+  watches[1].doing = lambda: saves(moves=5, writes="step 2")
+  loss = found[0].get(timeout=10)
+  assert "it saves step 5 and has not written its part of step 2, " in loss.stands
+  assert loss.peer.index == 1
+
+
+def test_who_has_ended_is_not_waited_for(port):
+  watches = meet(port, [0, 1, 2], silence=0.2, stand=0.6)
+  for watch in watches:
+    watch.doing = lambda: course.Doing("saves", "step 5")
+  found = losses(watches)
+  for watch in watches[:2]:  # they wait for the third one, which does not end
+    threading.Thread(target=watch.end, daemon=True).start()
+  loss = found[0].get(timeout=10)
+  assert loss.peer.index == 2 and "it saves step 5: does" in loss.stands
+  watches[0].pass_on(loss, wait=0.1)
+  assert [each.get(timeout=10) for each in found[1:]] == [loss] * 2
+
+
+def test_one_that_is_alone_may_hang(port):
+  me = watch_lib.Peer(0, "here", 1)
+  watch = watch_lib.Watch(me, {0: me}, {}, silence=0.2, stand=0.4)
+  watch.doing = lambda: course.Doing("saves", "step 5")
+  (found,) = losses([watch])
+  loss = found.get(timeout=10)
+  assert loss.peer == me and "it saves step 5: does its disk" in loss.stands
+  watch.end()
+
+
+def test_what_one_did_that_is_gone(port):
+  watches = meet(port, [0, 1], count=2, silence=0.4)
+  watches[1].doing = lambda: course.Doing("saves", "step 5", 3.0)
+  found = losses(watches[:1])
+  watches[1].start(lambda loss: None)
+  until = time.monotonic() + 10
+  while 1 not in watches[0]._did:
+    assert time.monotonic() < until
+    time.sleep(0.02)
+  hang_up(watches[1])
+  loss = found[0].get(timeout=10)
+  assert (loss.silent, loss.did) == (None, "saves step 5, for 3 s")

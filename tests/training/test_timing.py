@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from vlp_jax.training import course
 from vlp_jax.training import timing
 
 
@@ -92,19 +93,12 @@ def test_paused_counts_also_what_fails(clock):
   assert told.rates(1)["examples_per_second"] == 8.0
 
 
-def test_turns_are_of_training_alone(clock):
-  told, waiting = progress(clock, io.StringIO())
-  next(waiting)
-  assert told.turn() is None  # it compiles
-  told.count_from(1)
-  assert told.turn() == 1
-  next(waiting)
-  with told.paused():
-    assert told.turn() is None
-    with told.paused():
-      pass
-    assert told.turn() is None
-  assert told.turn() == 2
+def test_with_each_batch_this_process_goes_on():
+  with course.at("trains"):
+    before = course.now()
+    assert list(timing.Waiting([1, 2])) == [1, 2]
+    assert course.now().batches == before.batches + 2
+    assert course.now().moves == before.moves + 2
 
 
 def test_rates_count_from_after_the_compilation(clock):

@@ -1,6 +1,7 @@
 """Runs compiled functions over host batches, on the mesh."""
 
 from collections.abc import Callable, Iterable, Iterator
+import contextlib
 import dataclasses
 import math
 from typing import Any
@@ -12,6 +13,18 @@ import numpy as np
 
 # Mesh axes that split a batch.
 BATCH_AXES = ("data", "fsdp")
+# Called whenever an evaluation has got a batch, or a result.
+_told: list[Callable[[], None]] = []
+
+
+@contextlib.contextmanager
+def telling(each: Callable[[], None]) -> Iterator[None]:
+  """While it lasts, `Placement.run` calls this for every batch, and every result."""
+  _told.append(each)
+  try:
+    yield
+  finally:
+    _told.remove(each)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +82,23 @@ class Placement:
     """
     waiting = []
     for note, args in batches:
+      _tell()
       waiting.append((note, fn(variables, *args)))
       if len(waiting) > 1:
-        note, result = waiting.pop(0)
-        yield note, jax.device_get(result)
+        yield _got(*waiting.pop(0))
     for note, result in waiting:
-      yield note, jax.device_get(result)
+      yield _got(note, result)
+
+
+def _got(note, result):
+  result = jax.device_get(result)
+  _tell()
+  return note, result
+
+
+def _tell():
+  for each in _told:
+    each()
 
 
 def of(mesh: jax.sharding.Mesh | None, batch_size: int) -> Placement:

@@ -21,10 +21,14 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from vlp_jax.ops import tree
+from vlp_jax.training import course
 from vlp_jax.training import seal
 
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
 _DAMAGED = "damaged-"  # before the step, of a folder that is no checkpoint any more
+# Seconds for what is written in the background: a large model may take longer than the
+# 1,200 of orbax. Where all wait for it, `watch` has another limit.
+SLOWEST = 3_600
 RETRY = 10  # steps after a save that failed; twice as many after the next
 # Seconds before the last save is tried again, unless it failed for what does not pass.
 PAUSES = (2.0, 8.0, 30.0)
@@ -79,6 +83,10 @@ class Checkpoints:
       cleanup_tmp_directories=True,
       best_fn=(lambda metrics: metrics[self._best]) if self._best else None,
       enable_async_checkpointing=True,
+      async_options=ocp.AsyncOptions(
+        timeout_secs=SLOWEST,
+        barrier_sync_fn=_meeting() if jax.process_count() > 1 else None,
+      ),
     )
     # With names alone, a manager that has not saved yet cannot read what it finds.
     handlers = dict(
@@ -128,6 +136,8 @@ class Checkpoints:
       metrics = None
     try:
       self._set_aside()
+      if jax.process_count() > 1:
+        course.writes(f"step {step}")
       flat = tree.flatten(state)
       self._manager.save(
         step,
@@ -140,6 +150,7 @@ class Checkpoints:
       error = None
     except Exception as failed:  # orbax wraps the system's errors in its own kinds
       error = failed
+      course.written()
     if self._agreed(step, error):
       self._pending = step
 
@@ -153,6 +164,7 @@ class Checkpoints:
       error = None
     except Exception as failed:
       error = failed
+    course.written()
     if self._agreed(step, error):
       self._failure, self._failed = None, 0
 
@@ -380,6 +392,18 @@ def _verified(got, target):
     raise OSError(f"{wrong[0]}{more}: not the bits that were saved")
   ordered = [leaves[path] for path in tree.flatten(target)]
   return jax.tree.unflatten(jax.tree.structure(target), ordered), meta
+
+
+def _meeting():
+  """What orbax's thread waits by, which says when this process has written its part."""
+  meet = ocp.multihost.get_barrier_sync_fn()
+
+  def wait(*, key, timeout_ms):
+    if "async_write_complete" in key:
+      course.written()
+    meet(key=key, timeout_ms=timeout_ms)
+
+  return wait
 
 
 def _all_processes(fine: bool) -> bool:

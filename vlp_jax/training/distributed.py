@@ -11,6 +11,7 @@ import os
 import pathlib
 import socket
 import sys
+import threading
 import time
 import traceback
 from typing import NoReturn
@@ -20,6 +21,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from vlp_jax.training import cluster
+from vlp_jax.training import course
 from vlp_jax.training import rendezvous
 from vlp_jax.training import watch as watch_lib
 
@@ -28,6 +30,8 @@ EXIT_TRY_AGAIN = 75
 # Seconds for news of another process, before an error is taken for our own; and for an
 # error of our own to show, before that of another process is told.
 GRACE = 2.0
+# Seconds in which a process says what is to be said, and leaves.
+LEAVE = 30.0
 
 
 @contextlib.contextmanager
@@ -41,24 +45,28 @@ def joined(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
   VLP_JAX_START_TIMEOUT (300): all have to come.
   VLP_JAX_HANG_TIMEOUT (120): each has to give a sign of life, which it cannot while it
     loads a library.
-  VLP_JAX_STALL_TIMEOUT (1800): while all train, one has to take a step; otherwise the
-    one that has got the fewest batches hangs. Wants signs of life.
+  VLP_JAX_STALL_TIMEOUT (1800): once all have started, one has to go on: to take a
+    step, to evaluate a batch, to have saved; otherwise the one that has come least far
+    hangs. It has to be longer than a checkpoint takes to be written or read, and than
+    an evaluation takes to compile. Wants signs of life.
 
   While the run lasts, a process that dies or hangs ends all others with a message and
   exit code 75; one that leaves by an error is waited for no longer than it takes to
-  tell.
+  tell. A process that is alone hangs, as others do, where VLP_JAX_STALL_TIMEOUT is set.
 
   Raises:
     ValueError: the environment is half given or wrong.
     SystemExit: 75, not all came; the message says who did not.
   """
   place = cluster.find(environ)
-  if place is None:
-    yield
-    return
   limit = _seconds(environ, "VLP_JAX_START_TIMEOUT", 300)
   silence = _seconds(environ, "VLP_JAX_HANG_TIMEOUT", 120)
-  stand = _seconds(environ, "VLP_JAX_STALL_TIMEOUT", 1800)
+  # Alone, it may stand in a debugger, and nobody starts it again unless he says so.
+  stand = _seconds(environ, "VLP_JAX_STALL_TIMEOUT", 1800 if place else 0)
+  if place is None:
+    with _alone(silence, stand):
+      yield
+    return
   begun = time.monotonic()
   try:
     watch = rendezvous.meet(place, limit=limit, silence=silence, stand=stand)
@@ -70,29 +78,21 @@ def joined(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
   watch.start(lambda loss: _leave(watch, loss))
   with _failing_together(watch):
     _initialize(place, limit, silence)
-    _watches.append(watch)
     yield
-    _watches.remove(watch)
     watch.end()
 
 
-# Of the run that this process has joined, if it has.
-_watches: list[watch_lib.Watch] = []
-
-
 @contextlib.contextmanager
-def going_on(turn: Callable[[], int | None]) -> Iterator[None]:
-  """While it lasts, the others know how far this process is.
-
-  turn: tells how many batches it has got; None: it does something else than to train.
-  """
-  for watch in _watches:
-    watch.turn = turn
+def _alone(silence, stand):
+  """One process of one, which may hang as well."""
+  me = watch_lib.Peer(0, socket.gethostname(), os.getpid())
+  watch = watch_lib.Watch(me, {0: me}, {}, silence=silence, stand=stand)
+  if stand:
+    watch.start(lambda loss: _leave(watch, loss))
   try:
     yield
   finally:
-    for watch in _watches:
-      watch.turn = lambda: None
+    watch.end()
 
 
 def _seconds(environ, name, default):
@@ -167,6 +167,7 @@ def _why(error):
 def _leave(watch, loss):
   """In the watch's thread: another process is gone, so this one leaves too."""
   me, code = watch.me, loss.code or EXIT_TRY_AGAIN
+  _leave_anyway(code)
   if loss.why is None:
     then = ": the same command on all goes on from the last checkpoint"
     why = "is gone, without a word: killed, out of memory, or its machine is lost"
@@ -175,18 +176,32 @@ def _leave(watch, loss):
         f"hangs: no sign of life for {loss.silent:.0f} s (VLP_JAX_HANG_TIMEOUT); it is"
         " stopped, or its machine or its disk stands still. End it"
       )
-    elif loss.stands is not None:
+    if loss.did is not None and loss.stands is None:
+      then += f". What it said last: it {loss.did}"
+    if loss.stands is not None:
       why = f"is waited for: {loss.stands} (VLP_JAX_STALL_TIMEOUT)"
   else:
     # Maybe all make the same mistake, and each is about to say so.
     time.sleep(GRACE)
     then, why = "", f"stopped: {loss.why.rstrip('.')}"
-  _say(
-    f"error: {loss.peer} {why}. So process {me.index} ({me.host}) stops too, with exit"
-    f" code {code}{then}."
-  )
+  who = f"process {me.index} ({me.host}) stops too"
+  if loss.peer == me:
+    who = "it stops"
+  _say(f"error: {loss.peer} {why}. So {who}, with exit code {code}{then}.")
+  if loss.stands is not None:
+    _say("\n  ".join([f"process {me.index} stands at", *course.stands()]))
   watch.pass_on(loss)
   _exit(code)
+
+
+def _leave_anyway(code):
+  """Leaves in LEAVE seconds: the log may be on the disk that does not answer."""
+
+  def leave():
+    time.sleep(LEAVE)
+    os._exit(code)
+
+  threading.Thread(target=leave, name="vlp_jax leave", daemon=True).start()
 
 
 def _say(text):

@@ -1,11 +1,15 @@
 """Which processes live and go on, by what they say of themselves now and then.
 
 A process that is stopped, or whose machine stands still, says nothing. One whose data
-do not come lives, but takes no step, and the others wait for it: it is behind.
+do not come, or whose disk does not answer, lives, but does not go on, and the others
+wait for it: it is behind.
 """
 
 from collections.abc import Iterable
+import dataclasses
 import time
+
+from vlp_jax.training import course
 
 
 class Pulse:
@@ -59,27 +63,91 @@ class Pulse:
     return None
 
 
+@dataclasses.dataclass(frozen=True)
+class Stillness:
+  """That nobody goes on.
+
+  Attributes:
+    last: the process that has come least far, or the first of those that have; it is
+      the one that others wait for. seconds: since one has gone on.
+    doing: of each that has not come to its end.
+  """
+
+  last: int
+  seconds: float
+  doing: dict[int, course.Doing]
+
+  def __str__(self) -> str:
+    """What the last one does, as what follows "it is waited for:", and the others."""
+    mine = self.doing[self.last]
+    words = f"nobody has gone on for {self.seconds:.0f} s; for {mine.seconds:.0f} s"
+    words += f" it {mine}"
+    others = {}
+    for index, doing in sorted(self.doing.items()):
+      if index != self.last:
+        others.setdefault(str(doing), []).append(index)
+    if others:
+      words += ", " + ", ".join(f"{_named(who)} {what}" for what, who in others.items())
+    ranks = {_rank(doing) for doing in self.doing.values()}
+    if others and len(ranks) == 1:
+      return f"{words}: is it the devices, the network, or the disk?"
+    return f"{words}: {ASKED.get(mine.verb, 'what keeps it')}?"
+
+
+# Of who is waited for.
+ASKED = {
+  "trains": "do its data come",
+  "evaluates": "do its data come",
+  "reads": "does its disk or its store answer",
+  "saves": "does its disk or its store answer",
+}
+
+
 class Turns:
-  """How many batches each process has got, and since when none has got another."""
+  """What each process does, and since when none has gone on."""
 
   def __init__(self, count: int, limit: float):
-    """Args: number of processes; seconds without a step, 0: as long as they like."""
+    """Args: number of processes; seconds in which one goes on, 0: as long as they
+    like."""
     self._limit = limit
-    self._of = dict.fromkeys(range(count))
+    self._of: dict[int, course.Doing | None] = dict.fromkeys(range(count))
     self._moved = time.monotonic()
 
-  def tell(self, index: int, turn: int | None) -> None:
-    """turn: None while a process is not at it: it starts, saves or evaluates."""
-    if turn is None or turn != self._of[index]:
-      self._of[index], self._moved = turn, time.monotonic()
+  def tell(self, index: int, doing: course.Doing) -> None:
+    before, self._of[index] = self._of[index], doing
+    if before is None or before.place != doing.place or not doing.limited:
+      self._moved = time.monotonic()
+
+  def forget(self, index: int) -> None:
+    """Of one that has come to its end: it waits for the others."""
+    if index in self._of:
+      del self._of[index]
+      self._moved = time.monotonic()
 
   def begin_anew(self) -> None:
     """Nobody has stood still so far."""
     self._moved = time.monotonic()
 
-  def stand_still(self) -> tuple[dict[int, int], float] | None:
-    """({process: batches}, seconds) where all are at it, and none has gone on."""
+  def stand_still(self) -> Stillness | None:
+    """Where all may be said to hang, and none has gone on."""
     seconds = time.monotonic() - self._moved
-    if not self._limit or seconds <= self._limit or None in self._of.values():
+    doing = self._of
+    if not self._limit or seconds <= self._limit or not doing:
       return None
-    return dict(self._of), seconds
+    if any(each is None or not each.limited for each in doing.values()):
+      return None
+    last = min(doing, key=lambda index: (_rank(doing[index]), index))
+    return Stillness(last, seconds, dict(doing))
+
+
+def _rank(doing):
+  """How far it has come: who waits for others has come further than they."""
+  return doing.moves, doing.waits, not doing.writes
+
+
+def _named(indices):
+  """Such as "processes 0, 1, 2, 4 and 8 more:"."""
+  if len(indices) == 1:
+    return f"process {indices[0]}"
+  more = f" and {len(indices) - 4} more" if len(indices) > 4 else ""
+  return f"processes {', '.join(map(str, indices[:4]))}{more}:"

@@ -9,19 +9,23 @@ from typing import Any, TextIO
 
 import jax
 
+from vlp_jax.training import course
+
 _log = logging.getLogger(__name__)
 
 
 class Waiting:
   """Iterates, and measures the time that the consumer waits for the next item.
 
+  With each, this process goes on in its course.
+
   Attributes:
-    seconds: waited. count: of items that came.
+    seconds: waited.
   """
 
   def __init__(self, items: Iterable[Any]):
     self._items = iter(items)
-    self.seconds, self.count = 0.0, 0
+    self.seconds = 0.0
 
   def go_on_with(self, items: Iterable[Any]) -> None:
     """Others come from now on."""
@@ -36,7 +40,7 @@ class Waiting:
       item = next(self._items)
     finally:
       self.seconds += time.perf_counter() - start
-    self.count += 1
+    course.go_on()
     return item
 
 
@@ -60,29 +64,22 @@ class Progress:
     self._stream, self._quiet = stream or sys.stderr, quiet
     self._bar = self._stream.isatty()
     self._paused = 0.0
-    self._trains = False
     self._last_line = 0.0
     self._mark = (start, time.perf_counter(), waiting.seconds)
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
     """Time that is no training: evaluating, saving."""
-    start, trained = time.perf_counter(), self._trains
-    self._trains = False
+    start = time.perf_counter()
     try:
       yield
     finally:
       self._paused += time.perf_counter() - start
-      self._trains = trained
-
-  def turn(self) -> int | None:
-    """How many batches came; None: it compiles, evaluates or saves."""
-    return self._waiting.count if self._trains else None
 
   def count_from(self, step: int) -> None:
     """Rates are of the steps after this one, which compiled or was gone back to."""
     self._mark = (step, time.perf_counter(), self._waiting.seconds)
-    self._paused, self._trains = 0.0, True
+    self._paused = 0.0
 
   def rates(self, step: int) -> dict[str, float]:
     """Since the call before: examples a second, and the share of waiting (0 … 1)."""

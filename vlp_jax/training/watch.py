@@ -3,12 +3,12 @@
 Each holds a connection to process 0. The kernel closes those of a process that dies, so
 nobody has to poll, and its keepalive finds a machine that is lost. A process that hangs
 (stopped, out of memory, its machine's disk gone) is one that says nothing any more: all
-say now and then that they are alive, and how many batches they have got: where none
-gets another (a file system does not answer), the one that has fewest is waited for.
+say now and then that they are alive, what they do and how far they have come: where
+none goes on (a file system does not answer), the one that is behind is waited for.
 Process 0 passes on what it learns. JAX's own service says, 100 s later and without a
 name, that "another task died".
 
-What is sent: lines of JSON. Both ways: {"alive"}, to 0 with "turn". Process i to 0:
+What is sent: lines of JSON. Both ways: {"alive"}, with "doing". Process i to 0:
 {"done"} or {"failed"}; 0 to i: {"lost"} or {"end"}.
 """
 
@@ -21,6 +21,7 @@ import socket
 import threading
 import time
 
+from vlp_jax.training import course
 from vlp_jax.training import pulse as pulse_lib
 
 LINE = 65_536  # bytes; what is longer is not ours
@@ -49,6 +50,7 @@ class Loss:
     why: its last words; None: it had none. code: its exit code, if it said so.
     silent: seconds without a sign of life, of one that hangs; None: it is gone.
     stands: in words, that nobody goes on; of the one that is waited for.
+    did: in words, what it last said that it does; None: it said nothing.
   """
 
   peer: Peer
@@ -56,6 +58,7 @@ class Loss:
   code: int | None = None
   silent: float | None = None
   stands: str | None = None
+  did: str | None = None
 
 
 class Line:
@@ -113,9 +116,9 @@ class Watch:
     me: this process. peers: {index: Peer}; those that are not the first know it alone.
     silence: seconds after which one that gives no sign of life is lost; 0: never. The
       same in all processes.
-    stand: seconds after which, without a step, the one that is behind is lost; 0:
-      never. It is process 0 that looks, and it knows by the signs of life.
-    turn: tells how many batches this process has got; None: it is not at it.
+    stand: seconds after which, where no process goes on, the one that is behind is
+      lost; 0: never. It is process 0 that looks, and it knows by the signs of life.
+    doing: tells what this process does.
   """
 
   def __init__(
@@ -128,9 +131,11 @@ class Watch:
     stand: float,
   ):
     self.me, self.peers, self.silence, self.stand = me, peers, silence, stand
-    self.turn: Callable[[], int | None] = lambda: None
+    self.doing: Callable[[], course.Doing] = course.now
     self._lines = lines
     self._done = set()
+    self._did: dict[int, str] = {}
+    self._at_end = False
     self._ended = threading.Event()
     self._all_done = threading.Event()
     self._lost: Loss | None = None
@@ -163,10 +168,12 @@ class Watch:
 
     To be called after `start`: if one dies meanwhile, it is a loss.
     """
+    self._at_end = True
     if self.me.index:
       self._lines[0].send(done=True)
     else:
-      self._all_done.wait()
+      if self._lines:
+        self._all_done.wait()
       self._ended.set()
       for line in self._lines.values():
         line.send(end=True)
@@ -215,7 +222,7 @@ class Watch:
       said = said or {}
       loss = Loss(self.peers[index], said.get("failed"), said.get("code"))
       how = {key: said.get(key) for key in ("silent", "stands")}
-      on_loss(dataclasses.replace(loss, **how))
+      on_loss(dataclasses.replace(loss, did=self._did.get(index), **how))
       return
 
   def _listen(self, on_loss):
@@ -227,7 +234,8 @@ class Watch:
       lost = said["lost"]
       on_loss(Loss(**lost | dict(peer=Peer(**lost["peer"]))))
     else:
-      on_loss(Loss(self.peers[0], silent=(said or {}).get("silent")))
+      silent = (said or {}).get("silent")
+      on_loss(Loss(self.peers[0], silent=silent, did=self._did.get(0)))
 
   def _said(self):
     """(process, message) as they come, until the end; gives and takes signs of life.
@@ -245,29 +253,27 @@ class Watch:
           pulse.hear(key.data)
           for said in key.fileobj.receive():
             if said is not None and "alive" in said:
-              turns.tell(key.data, said["turn"])
+              doing = course.Doing(**said["doing"])
+              self._did[key.data] = f"{doing}, for {doing.seconds:.0f} s"
+              turns.tell(key.data, doing)
               continue
             if said is not None and "done" in said:
               ready.unregister(key.fileobj)
               pulse.forget(key.data)
-              turns.tell(key.data, None)
+              turns.forget(key.data)
             yield key.data, said
         if pulse.speak():
+          doing = dataclasses.asdict(self.doing())
           for line in self._lines.values():
-            line.send(alive=True, turn=self.turn())
+            line.send(alive=True, doing=doing)
         if pulse.overslept():
           turns.begin_anew()
         if hangs := pulse.silent():
           yield hangs[0], dict(silent=hangs[1])
         if self.me.index == 0:
-          turns.tell(0, self.turn())
+          if self._at_end:
+            turns.forget(0)
+          else:
+            turns.tell(0, self.doing())
           if still := turns.stand_still():
-            yield self._behind(*still)
-
-  def _behind(self, turns, seconds):
-    """(process, message) of the one that is waited for, or of the first of all."""
-    most, last = max(turns.values()), min(turns, key=turns.get)
-    why = "all have got as many batches: is it the devices, or the network"
-    if turns[last] < most:
-      why = f"it has got {turns[last]} and others {most} batches: do its data come"
-    return last, dict(stands=f"nobody has taken a step for {seconds:.0f} s; {why}?")
+            yield still.last, dict(stands=str(still))
