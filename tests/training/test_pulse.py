@@ -55,9 +55,10 @@ def test_all_train_and_none_gets_another_batch(clock):
   clock[0] = 561
   still = turns.stand_still()
   assert (still.last, still.seconds) == (1, 61)
-  assert still.doing == {0: trains(4), 1: trains(3)}
+  # What was said when the clock was 560.
+  assert still.doing == {0: trains(4, seconds=1), 1: trains(3, seconds=1)}
   assert str(still) == (
-    "nobody has gone on for 61 s; for 0 s it trains (3 batches so far), process 0"
+    "nobody has gone on for 61 s; for 1 s it trains (3 batches so far), process 0"
     " trains (4 batches so far): do its data come?"
   )
   turns.begin_anew()
@@ -107,7 +108,7 @@ def test_a_long_evaluation_that_goes_on(clock):
 
 
 def saves(moves=9, **more):
-  return course.Doing("saves", "step 40", moves=moves, seconds=61.0, **more)
+  return course.Doing("saves", "step 40", moves=moves, seconds=3.0, **more)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_what_is_said_of_many(clock):
     turns.tell(index, saves(waits=index != 3, writes="step 30" if index == 3 else ""))
   clock[0] = 161
   assert str(turns.stand_still()) == (
-    "nobody has gone on for 61 s; for 61 s it saves step 40 and has not written its"
+    "nobody has gone on for 61 s; for 64 s it saves step 40 and has not written its"
     " part of step 30, processes 0, 1, 2, 4 and 4 more: saves step 40 and waits for"
     " others: does its disk or its store answer?"
   )
@@ -161,7 +162,7 @@ def test_whoever_has_ended_waits_for_the_others(clock):
   assert still.last == 2 and list(still.doing) == [2]
   # As one process that is alone.
   assert str(still) == (
-    "nobody has gone on for 61 s; for 61 s it saves step 40: does its disk or its"
+    "nobody has gone on for 61 s; for 114 s it saves step 40: does its disk or its"
     " store answer?"
   )
   turns.forget(2)

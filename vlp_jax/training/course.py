@@ -50,7 +50,7 @@ class Doing:
     """As what follows "it"; without `seconds`, which differ between processes."""
     got = f" ({self.batches} batches so far)" if self.batches else ""
     words = f"{self.verb} {self.of}".strip() + got
-    if self.writes:
+    if self.writes and self.writes != self.of:
       words += f" and has not written its part of {self.writes}"
     return words + (" and waits for others" if self.waits else "")
 

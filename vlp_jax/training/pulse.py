@@ -111,10 +111,12 @@ class Turns:
     like."""
     self._limit = limit
     self._of: dict[int, course.Doing | None] = dict.fromkeys(range(count))
+    self._told: dict[int, float] = {}
     self._moved = time.monotonic()
 
   def tell(self, index: int, doing: course.Doing) -> None:
     before, self._of[index] = self._of[index], doing
+    self._told[index] = time.monotonic()
     if before is None or before.place != doing.place or not doing.limited:
       self._moved = time.monotonic()
 
@@ -137,7 +139,12 @@ class Turns:
     if any(each is None or not each.limited for each in doing.values()):
       return None
     last = min(doing, key=lambda index: (_rank(doing[index]), index))
-    return Stillness(last, seconds, dict(doing))
+    now = time.monotonic()
+    doing = {
+      index: dataclasses.replace(each, seconds=each.seconds + now - self._told[index])
+      for index, each in doing.items()
+    }
+    return Stillness(last, seconds, doing)
 
 
 def _rank(doing):
