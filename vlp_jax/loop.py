@@ -119,7 +119,7 @@ def _train(job, stop, *, first, start_time):
     def evaluate_now(names):
       for name in names:
         with progress.paused():
-          results[name] = _evaluated(name, evaluators[name], state)
+          results[name] = _evaluated(name, evaluators[name], state, done)
         writer.write(done, {f"{name}/{k}": v for k, v in results[name].items()})
 
     evaluate_now(_owed(meta, evaluators, writer, begun))
@@ -198,7 +198,7 @@ def _train(job, stop, *, first, start_time):
   with sharding.use(job.mesh, job.sharding):
     for name in evaluators:
       if name not in results:
-        results[name] = _evaluated(name, evaluators[name], state)
+        results[name] = _evaluated(name, evaluators[name], state, done)
   if first:
     with course.at("reports"):
       _report(job, state, evaluators, results, seconds=time.time() - start_time)
@@ -228,7 +228,10 @@ def evaluate(
   with course.at("reads", "a checkpoint"):
     state, _ = checkpoints.restore(job.abstract_state, step)
   with sharding.use(job.mesh, job.sharding):
-    results = {name: _evaluated(name, each, state) for name, each in evaluators.items()}
+    results = {
+      name: _evaluated(name, evaluator, state, int(state.step))
+      for name, evaluator in evaluators.items()
+    }
     if first:
       with course.at("reports"):
         _report(job, state, evaluators, results, seconds=time.time() - start_time)
@@ -297,9 +300,10 @@ def _fresh(job, abstract, weights):
   return state.replace(params=params, ema=teacher, memory=memory)
 
 
-def _evaluated(name, evaluator, state):
+def _evaluated(name, evaluator, state, step):
   """What it finds; the others are told how far this process is."""
-  with course.at("evaluates", name), placement.telling(course.go_on):
+  here = course.at("evaluates", f"{name} after step {step}")
+  with here, placement.telling(course.go_on):
     return evaluator(state.variables())
 
 

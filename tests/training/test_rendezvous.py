@@ -284,6 +284,16 @@ def test_one_that_is_alone_may_hang(port):
   watch.end()
 
 
+def test_a_limit_below_the_time_between_two_signs(port):
+  """Process 1 goes on all the time, but says so every 0.4 seconds."""
+  watches = meet(port, [0, 1], count=2, silence=1.6, stand=0.1)
+  watches[0].doing = lambda: course.Doing("saves", "step 5")
+  watches[1].doing = lambda: course.Doing("trains", moves=int(100 * time.monotonic()))
+  found = losses(watches)
+  time.sleep(1.5)
+  assert all(each.empty() for each in found)
+
+
 def test_what_one_did_that_is_gone(port):
   watches = meet(port, [0, 1], count=2, silence=0.4)
   watches[1].doing = lambda: course.Doing("saves", "step 5", 3.0)

@@ -50,8 +50,8 @@ SAVES = f"saves step {STEPS}"
     (
       1,
       "evaluation",
-      "evaluates retrieval (1 batches so far)",
-      "evaluates retrieval (",
+      "evaluates retrieval after step 4 (1 batches so far)",
+      "evaluates retrieval after step 4 (",
     ),
   ],
 )

@@ -48,11 +48,12 @@ def joined(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
   VLP_JAX_STALL_TIMEOUT (1800): once all have started, one has to go on: to take a
     step, to evaluate a batch, to have saved; otherwise the one that has come least far
     hangs. It has to be longer than a checkpoint takes to be written or read, and than
-    an evaluation takes to compile. Wants signs of life.
+    an evaluation takes to compile. Wants signs of life, and is at least half of the
+    time after which they are missed.
 
   While the run lasts, a process that dies or hangs ends all others with a message and
   exit code 75; one that leaves by an error is waited for no longer than it takes to
-  tell. A process that is alone hangs, as others do, where VLP_JAX_STALL_TIMEOUT is set.
+  tell. One that is alone is watched where VLP_JAX_STALL_TIMEOUT is set.
 
   Raises:
     ValueError: the environment is half given or wrong.
@@ -61,7 +62,7 @@ def joined(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
   place = cluster.find(environ)
   limit = _seconds(environ, "VLP_JAX_START_TIMEOUT", 300)
   silence = _seconds(environ, "VLP_JAX_HANG_TIMEOUT", 120)
-  # Alone, it may stand in a debugger, and nobody starts it again unless he says so.
+  # Alone, it may stand in a debugger, and nobody may be there to start it again.
   stand = _seconds(environ, "VLP_JAX_STALL_TIMEOUT", 1800 if place else 0)
   if place is None:
     with _alone(silence, stand):

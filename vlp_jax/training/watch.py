@@ -244,14 +244,20 @@ class Watch:
     {"stands": words} of one that all wait for.
     """
     pulse = pulse_lib.Pulse(self._lines, self.silence)
-    turns = pulse_lib.Turns(len(self.peers), 0 if self.me.index else self.stand)
+    # Between two signs of life nobody is seen to go on.
+    stand = self.stand and max(self.stand, 2 * (pulse.every or 0))
+    turns = pulse_lib.Turns(len(self.peers), 0 if self.me.index else stand)
     with selectors.DefaultSelector() as ready:
       for index, line in self._lines.items():
         ready.register(line, selectors.EVENT_READ, index)
       while not self._ended.is_set() and (pulse.every or ready.get_map()):
         for key, _ in ready.select(pulse.every):
           pulse.hear(key.data)
-          for said in key.fileobj.receive():
+          try:
+            messages = key.fileobj.receive()
+          except TimeoutError:  # `pass_on`, in another thread, has read it
+            continue
+          for said in messages:
             if said is not None and "alive" in said:
               doing = course.Doing(**said["doing"])
               self._did[key.data] = f"{doing}, for {doing.seconds:.0f} s"
