@@ -20,10 +20,15 @@ def boxed(init: Callable, *axes: str | None) -> Callable:
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   """Asks the partitioner to shard an activation as its logical axes say."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  if alone():
     return x
   return jax.lax.with_sharding_constraint(x, nn.logical_to_mesh_axes(axes))
+
+
+def alone() -> bool:
+  """Whether there is one device, and nothing to be spread."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh.empty or mesh.size == 1
 
 
 def platform() -> str:
@@ -45,8 +50,7 @@ def row_major(x: jax.Array) -> jax.Array:
 
 def mesh_axes(name: str) -> tuple[str, ...]:
   """The mesh axes that a logical axis is split over, here and now; none: it is not."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  if alone():
     return ()
   (axes,) = nn.logical_to_mesh_axes((name,))
   return (axes,) if isinstance(axes, str) else tuple(axes or ())
