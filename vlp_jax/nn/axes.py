@@ -6,6 +6,7 @@ The mesh axis each stands for is a table in the config (`sharding.rules`).
 """
 
 from collections.abc import Callable
+import math
 
 import flax.linen as nn
 import jax
@@ -54,6 +55,12 @@ def mesh_axes(name: str) -> tuple[str, ...]:
     return ()
   (axes,) = nn.logical_to_mesh_axes((name,))
   return (axes,) if isinstance(axes, str) else tuple(axes or ())
+
+
+def devices_along(name: str) -> int:
+  """Over so many devices a logical axis is split, here and now."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return math.prod(mesh.shape[axis] for axis in mesh_axes(name))
 
 
 def kernel_init(std: float | None, fan_in: int) -> Callable:
