@@ -147,7 +147,7 @@ class Objective(nn.Module):
     return mask[:, 1:] & (jnp.arange(1, mask.shape[1]) >= self.prompt)
 
   def scores(self, model, x, labels):
-    """(losses float32 [B, T], right bool [B, T]) of labels [B, T] by tokens [B, T, D]."""
+    """(losses float32 [B, T], right bool [B, T]) of labels [B, T], by x [B, T, D]."""
     length = labels.shape[1]
     pieces = self.pieces or self._fewest_pieces(labels.shape)
     pieces = 1 if self.is_initializing() else min(pieces, length)

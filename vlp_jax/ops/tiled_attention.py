@@ -48,7 +48,7 @@ def attend(
 
 
 def _heads_of_a_tile(heads, length, keys):
-  """As many as fit into `TILE`, so that an example's are so many tiles; one at least."""
+  """As many as fit into `TILE` and share an example's heads evenly; one at least."""
   fit = max(TILE // (4 * length * keys), 1)
   return max(n for n in range(1, heads + 1) if heads % n == 0 and n <= fit)
 
