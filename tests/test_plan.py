@@ -224,6 +224,14 @@ def test_fields_over_those_of_all_towers():
   assert (changed.batch_size, run.model["image"]["remat"]) == (4, "dots")
 
 
+def test_model_flops_are_of_what_is_computed_once():
+  run = config_lib.run(load("model.remat=full", "objectives.lm.pieces=4"))
+  once = run_lib.nothing_twice(run)
+  assert once.model["remat"] == "none" and once.model["backend"] == "einsum"
+  assert once.objectives["lm"]["pieces"] == 1 and run.objectives["lm"]["pieces"] == 4
+  assert once.objectives["itc"] == run.objectives["itc"]
+
+
 def fake(choice, *, needed, step):
   return dataclasses.replace(
     BARE,

@@ -38,7 +38,7 @@ def layer(backend, **fields):
   return attention.Attention(num_heads=N, backend=backend, init_std=None, **fields)
 
 
-@pytest.mark.parametrize("backend", ["auto", "einsum", "xla"])
+@pytest.mark.parametrize("backend", ["auto", "einsum", "xla", "tiled"])
 def test_backends_agree_with_numpy(backend):
   x, memory, mask = inputs()
   variables = nn.unbox(layer(backend).init(jax.random.key(0), x, memory, mask))
@@ -51,15 +51,16 @@ def test_backends_agree_with_numpy(backend):
 def test_backends_have_the_same_gradients():
   x, memory, mask = inputs()
   variables = nn.unbox(layer("einsum").init(jax.random.key(0), x, memory, mask))
-  grads = [
+  plain, *others = [
     jax.grad(lambda v, b=backend: (layer(b).apply(v, x, memory, mask) ** 2).sum())(
       variables
     )
-    for backend in ("einsum", "xla")
+    for backend in ("einsum", "xla", "tiled")
   ]
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *grads
-  )
+  for other in others:
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, other
+    )
 
 
 def test_weights_are_sown_and_sum_to_one():
@@ -114,12 +115,23 @@ def test_width_must_divide_into_heads():
     ("float32", 64, "gpu", "xla"),
     ("bfloat16", 60, "gpu", "xla"),
     ("bfloat16", 256, "gpu", "xla"),
+    ("float32", 64, "cpu", "tiled"),
+    ("bfloat16", 64, "cpu", "xla"),
   ],
 )
 def test_the_fastest_backend(dtype, head_dim, platform, backend, monkeypatch):
   monkeypatch.setattr(axes, "platform", lambda: platform)
-  query = jax.ShapeDtypeStruct((2, 50, 4, head_dim), dtype)
-  assert attention.fastest(query) == backend
+  query = jax.ShapeDtypeStruct((2, 577, 4, head_dim), dtype)
+  assert attention.fastest(query, query) == backend
+
+
+def test_tiles_are_for_long_sequences_on_one_device(monkeypatch):
+  monkeypatch.setattr(axes, "platform", lambda: "cpu")
+  short, long = (jax.ShapeDtypeStruct((2, n, 4, 64), "float32") for n in (50, 577))
+  assert attention.fastest(short, short) == "xla"
+  assert attention.fastest(short, long) == "xla"
+  with jax.set_mesh(jax.make_mesh((2,), ("data",))):
+    assert attention.fastest(long, long) == "xla"
 
 
 @pytest.mark.parametrize("masked", [False, True])

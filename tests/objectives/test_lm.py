@@ -70,8 +70,10 @@ def test_loss_is_that_of_numpy():
   ids, mask = batch["text"], batch["text_mask"]
   scores = rng.normal(size=(4, 9, tiny.VOCAB.size))
   objective = lm.Objective(tiny.VOCAB, 16, smoothing=0.1, prompt=3, **BARE)
-  losses, right, counted = objective.bind({}).losses(
-    jnp.asarray(scores, jnp.float32), jnp.asarray(ids), jnp.asarray(mask)
+  objective = objective.bind({})
+  counted = objective.counted(jnp.asarray(mask))
+  losses, right = objective.losses(
+    jnp.asarray(scores, jnp.float32), jnp.asarray(ids[:, 1:])
   )
   logp = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
   want = np.zeros((4, 9))
@@ -84,6 +86,44 @@ def test_loss_is_that_of_numpy():
   expected = mask[:, 1:] & (np.arange(1, 10) >= 3)
   np.testing.assert_array_equal(counted, expected)
   np.testing.assert_array_equal(right, scores.argmax(-1) == ids[:, 1:])
+
+
+@pytest.mark.parametrize(
+  ("kind", "pieces", "fields"),
+  [("blip", 2, dict(smoothing=0.1)), ("cappa", 50, dict(tied=False))],
+)
+def test_a_text_scored_in_pieces_has_the_same_numbers(kind, pieces, fields):
+  batch = {k: jnp.asarray(v) for k, v in tiny.batch(4).items()}
+  variables = tiny.init(module(kind, **fields), batch)
+
+  def loss_and_gradients(count):
+    made = module(kind, pieces=count, **fields)
+    run = lambda v: tiny.loss(made, v, batch)
+    return jax.value_and_grad(run, has_aux=True)(variables)
+
+  (want, told), plain = loss_and_gradients(1)
+  (got, said), cut = loss_and_gradients(pieces)
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+  jax.tree.map(np.testing.assert_array_equal, said, told)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), cut, plain
+  )
+
+
+def test_a_large_vocabulary_is_scored_in_pieces(monkeypatch):
+  """SigLIP 2: 128 texts a chip of 63 words to be scored of 256,000."""
+  objective = lm.Objective(tiny.VOCAB, 16, **BARE)
+  monkeypatch.setattr(lm, "MOST_LOGITS", 4 * 4 * 3 * tiny.VOCAB.size)
+  assert objective.bind({})._fewest_pieces((4, 3)) == 1
+  assert objective.bind({})._fewest_pieces((4, 4)) == 2
+  assert objective.bind({})._fewest_pieces((8, 9)) == 6
+
+
+def test_no_pieces_at_all_is_an_error():
+  with pytest.raises(ValueError, match=r"objectives.lm.pieces=0: want 1 or more"):
+    lm.Objective(tiny.VOCAB, 16, pieces=0, **BARE).bind({}).counted(
+      jnp.ones((1, 3), bool)
+    )
 
 
 def test_a_hidden_text_tells_nothing():

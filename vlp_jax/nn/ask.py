@@ -1,4 +1,4 @@
-"""Ways of calling a module of the pretrainer: the live one, its teacher, or a writer.
+"""Ways of calling a module of the pretrainer: live, its teacher, free, or a writer.
 
 The first two are called as `ask(module, "method", *args)`, so a forward pass that
 student and teacher share (the MLM head, the towers) is written once.
@@ -54,6 +54,30 @@ class Teacher:
       variables["memory"] = jax.lax.stop_gradient(kept)
     out = free.apply(variables, *args, method=method, **more)
     return jax.lax.stop_gradient(out)
+
+
+@dataclasses.dataclass(frozen=True)
+class Free:
+  """The live module as a pure function, for the body of a scan; reads `params` alone.
+
+  Attributes:
+    module: a free copy of it. params: its own, through which the gradient goes.
+  """
+
+  module: nn.Module
+  params: Mapping[str, Any]
+
+  def __call__(self, method: str, *args: Any) -> Any:
+    return self.module.apply({"params": self.params}, *args, method=method)
+
+  def bound(self) -> nn.Module:
+    """As an argument of another one's method."""
+    return self.module.bind({"params": self.params})
+
+
+def free(module: nn.Module) -> Free:
+  """The Free of a bound module; of one without parameters, without any."""
+  return Free(module.clone(parent=None, name=None), module.variables.get("params", {}))
 
 
 @dataclasses.dataclass(frozen=True)

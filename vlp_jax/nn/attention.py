@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from vlp_jax.nn import axes
 from vlp_jax.nn import linear
 from vlp_jax.ops import mask as mask_lib
+from vlp_jax.ops import tiled_attention
 
-Backend = Literal["auto", "einsum", "xla", "cudnn"]
+Backend = Literal["auto", "einsum", "xla", "tiled", "cudnn"]
 
 
 @flax.struct.dataclass
@@ -35,16 +36,20 @@ class Given:
   mask: jax.Array | None
 
 
-def fastest(query: jax.Array) -> str:
-  """cuDNN where the devices have it and it takes such arrays, else XLA.
+def fastest(query: jax.Array, key: jax.Array) -> str:
+  """cuDNN where the devices have it, tiles of long sequences on one CPU, else XLA.
 
-  query [B, L, N, H]. cuDNN's flash attention is of 16-bit numbers and heads of a
-  multiple of 8, at most 128.
+  query [B, L, N, H], key [B, S, N, H]. cuDNN's flash attention is of 16-bit numbers and
+  heads of a multiple of 8, at most 128. Tiles are made one after another, which would
+  gather what is spread over devices.
   """
+  platform = axes.platform()
   half = query.dtype in (jnp.bfloat16, jnp.float16)
   head_dim = query.shape[-1]
-  takes = half and head_dim % 8 == 0 and head_dim <= 128
-  return "cudnn" if takes and axes.platform() == "gpu" else "xla"
+  if platform == "gpu" and half and head_dim % 8 == 0 and head_dim <= 128:
+    return "cudnn"
+  alone = platform == "cpu" and axes.alone()
+  return "tiled" if alone and tiled_attention.worth(query, key) else "xla"
 
 
 def cudnn(
@@ -90,8 +95,8 @@ class Attention(nn.Module):
   Attributes:
     num_heads: of width D / num_heads each.
     backend: "einsum" plain arrays; "xla" and "cudnn" of
-      `jax.nn.dot_product_attention`; "auto" einsum where weights are wanted or
-      dropped out, else the `fastest`.
+      `jax.nn.dot_product_attention`; "tiled" of `ops.tiled_attention`; "auto" einsum
+      where weights are wanted or dropped out, else the `fastest`.
     dropout: of the attention weights (BERT's attention_probs_dropout_prob).
     out_width: of what comes out; None: that of x.
   """
@@ -192,7 +197,7 @@ def attend(
 ) -> jax.Array:
   """[B, L, N, H] of query [B, L, N, H], key and value [B, S, N, H].
 
-  bias float32 [1, N, L, S] is added to the logits; "auto" then leaves cuDNN out.
+  bias float32 [1, N, L, S] is added to the logits; "auto" then is einsum or XLA.
 
   For use in a compact method of `module`, which has the fields backend, dropout and
   dtype of `Attention`.
@@ -203,7 +208,7 @@ def attend(
   watched = probed or sown
   backend = module.backend
   if backend == "auto":
-    best = fastest(query) if bias is None else "xla"
+    best = fastest(query, key) if bias is None else "xla"
     backend = "einsum" if dropped or watched else best
   if backend != "einsum":
     if dropped:
@@ -211,13 +216,14 @@ def attend(
         f'attention backend "{backend}" cannot drop weights out: set'
         ' dropout_attention to 0, or backend to "einsum" or "auto".'
       )
-    if backend == "cudnn":
+    if backend in ("cudnn", "tiled"):
       if bias is not None:
         raise ValueError(
-          'attention backend "cudnn" takes no biases by distance: set backend to'
+          f'attention backend "{backend}" takes no biases by distance: set backend to'
           ' "auto", "xla" or "einsum".'
         )
-      return cudnn(query, key, value, mask)
+      own = cudnn if backend == "cudnn" else tiled_attention.attend
+      return own(query, key, value, mask)
     return jax.nn.dot_product_attention(
       query, key, value, bias=bias, mask=mask, implementation=backend
     )

@@ -6,6 +6,7 @@ The mesh axis each stands for is a table in the config (`sharding.rules`).
 """
 
 from collections.abc import Callable
+import math
 
 import flax.linen as nn
 import jax
@@ -20,10 +21,15 @@ def boxed(init: Callable, *axes: str | None) -> Callable:
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   """Asks the partitioner to shard an activation as its logical axes say."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  if alone():
     return x
   return jax.lax.with_sharding_constraint(x, nn.logical_to_mesh_axes(axes))
+
+
+def alone() -> bool:
+  """Whether there is one device, and nothing to be spread."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh.empty or mesh.size == 1
 
 
 def platform() -> str:
@@ -45,11 +51,16 @@ def row_major(x: jax.Array) -> jax.Array:
 
 def mesh_axes(name: str) -> tuple[str, ...]:
   """The mesh axes that a logical axis is split over, here and now; none: it is not."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  if alone():
     return ()
   (axes,) = nn.logical_to_mesh_axes((name,))
   return (axes,) if isinstance(axes, str) else tuple(axes or ())
+
+
+def devices_along(name: str) -> int:
+  """Over so many devices a logical axis is split, here and now."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return math.prod(mesh.shape[axis] for axis in mesh_axes(name))
 
 
 def kernel_init(std: float | None, fan_in: int) -> Callable:

@@ -6,10 +6,11 @@ of open_clip), CapPa (Tschannen 2023, https://arxiv.org/abs/2306.07915, section 
 share of the captions is predicted in parallel, from the image and nothing else).
 
 Shape letters: B batch, L length, T = L - 1 predicted positions, D width, V vocabulary,
-K beams.
+K beams, P pieces.
 """
 
 import functools
+import math
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -23,6 +24,10 @@ from vlp_jax.nn import linear
 from vlp_jax.ops import decode
 from vlp_jax.ops import mask as mask_lib
 from vlp_jax.ops import reduce
+
+# Bytes of float32 logits on a device, above which a text is scored piece by piece. Of a
+# batch of 256 texts on a chip and 256,000 words all logits would be 16 GiB.
+MOST_LOGITS = 1 << 30
 
 
 class Objective(nn.Module):
@@ -43,6 +48,9 @@ class Objective(nn.Module):
     bias: the head adds a bias for each word.
     writer: what reads the image and writes: the model's fusion, on top of its text
       encoder, or its decoder, which has words of its own (LocCa, SigLIP 2).
+    pieces: so many parts of a text are scored one after another, and their logits made
+      once more in the backward pass; None: as few as keep those of a device below
+      1 GiB. The numbers are the same.
   """
 
   vocab: Any
@@ -57,6 +65,7 @@ class Objective(nn.Module):
   norm_eps: float = 1e-12
   init_std: float | None = 0.02
   writer: Literal["fusion", "decoder"] = "fusion"
+  pieces: int | None = None
 
   # How it takes part in accumulation (`training/accumulate.py`).
   accumulates = "rows"
@@ -64,6 +73,8 @@ class Objective(nn.Module):
   def setup(self):
     if self.prompt < 1:
       raise ValueError(f"objectives.lm.prompt={self.prompt}: want 1 ([CLS]) or more.")
+    if self.pieces is not None and self.pieces < 1:
+      raise ValueError(f"objectives.lm.pieces={self.pieces}: want 1 or more, or None.")
     if self.parallel and self.vocab.mask is None:
       raise ValueError(
         f"objectives.lm.parallel={self.parallel} hides words, but this tokenizer's"
@@ -112,13 +123,12 @@ class Objective(nn.Module):
     ids, mask = batch["text"], batch["text_mask"]
     if "parallel" in drawn:
       given, seen, attention = self.blank(ids[:, :-1], drawn["parallel"])
-      logits = self.logits(
-        model, enc.image, given, seen, attention=attention, train=train
-      )
+      x = self.read(model, enc.image, given, seen, None, attention, train=train)
     else:
-      logits = self.logits(model, enc.image, ids, mask, encoded=enc.text, train=train)
-      logits = logits[:, :-1]
-    losses, right, counted = self.losses(logits, ids, mask)
+      x = self.read(model, enc.image, ids, mask, enc.text, "causal", train=train)
+      x = x[:, :-1]
+    losses, right = self.scores(model, x, ids[:, 1:])
+    counted = self.counted(mask)
     return reduce.Mean.of(losses, counted), {"accuracy": reduce.Mean.of(right, counted)}
 
   def blank(self, ids, rows):
@@ -136,18 +146,38 @@ class Objective(nn.Module):
     """bool [B, T] of mask [B, L]: the tokens that are predicted and count."""
     return mask[:, 1:] & (jnp.arange(1, mask.shape[1]) >= self.prompt)
 
-  def losses(self, logits, ids, mask):
-    """(losses float32 [B, T], right bool [B, T], counted bool [B, T]).
+  def scores(self, model, x, labels):
+    """(losses float32 [B, T], right bool [B, T]) of labels [B, T], by x [B, T, D]."""
+    length = labels.shape[1]
+    pieces = self.pieces or self._fewest_pieces(labels.shape)
+    pieces = 1 if self.is_initializing() else min(pieces, length)
+    if pieces == 1:
+      return self.losses(self.head(model, x), labels)
 
-    logits float32 [B, T, V] of the tokens after the first of ids [B, L].
-    """
-    labels, counted = ids[:, 1:], self.counted(mask)
+    own, of_model = ask.free(self), ask.free(model)
+
+    @jax.checkpoint
+    def of_a_piece(piece):
+      x, labels = piece
+      return own("losses", own("head", of_model.bound(), x), labels)
+
+    out = jax.lax.map(of_a_piece, (_cut(x, pieces), _cut(labels, pieces)))
+    return tuple(_join(a)[:, :length] for a in out)
+
+  def _fewest_pieces(self, shape):
+    """So many that the logits of one stay below `MOST_LOGITS` on each device."""
+    rows = shape[0] // axes.devices_along("batch")
+    most = 4 * rows * shape[1] * self.vocab.size / axes.devices_along("vocab")
+    return math.ceil(most / MOST_LOGITS)
+
+  def losses(self, logits, labels):
+    """(losses float32 [B, T], right bool [B, T]) of float32 logits [B, T, V]."""
     logp = jax.nn.log_softmax(logits, axis=-1)
     losses = -jnp.take_along_axis(logp, labels[..., None], axis=-1)[..., 0]
     if self.smoothing:
       spread = -jnp.mean(logp, axis=-1)
       losses = (1.0 - self.smoothing) * losses + self.smoothing * spread
-    return losses, jnp.argmax(logits, axis=-1) == labels, counted
+    return losses, jnp.argmax(logits, axis=-1) == labels
 
   def logits(
     self, model, image, ids, mask, *, encoded=None, attention="causal", train=False
@@ -222,3 +252,16 @@ class Objective(nn.Module):
       return self.head(model, x)[:, 0], written
 
     return decode.generate(go_on, start, settings, written)
+
+
+def _cut(x, pieces):
+  """[B, T, …] -> [P, B, S, …], S long each; the last is filled up with zeros."""
+  length = -(-x.shape[1] // pieces)
+  fill = [(0, 0), (0, pieces * length - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
+  x = jnp.pad(x, fill).reshape(x.shape[0], pieces, length, *x.shape[2:])
+  return jnp.moveaxis(x, 1, 0)
+
+
+def _join(x):
+  """[P, B, S] -> [B, P S]."""
+  return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)

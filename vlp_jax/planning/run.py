@@ -125,3 +125,13 @@ def with_fields(config: config_lib.Run, **fields: Any) -> config_lib.Run:
         if isinstance(model.get(tower), Mapping) and name in model[tower]:
           model[tower] = {**model[tower], name: value}
   return dataclasses.replace(config, model=model, **fields)
+
+
+def nothing_twice(config: config_lib.Run) -> config_lib.Run:
+  """The config that computes nothing a second time to save memory."""
+  objectives = {
+    name: {**spec, "pieces": 1} if spec.get("type", name) == "lm" else spec
+    for name, spec in config.objectives.items()
+    if spec is not None
+  }
+  return with_fields(config, remat="none", backend="einsum", objectives=objectives)
