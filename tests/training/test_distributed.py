@@ -2,6 +2,9 @@
 
 import json
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 
 import pytest
@@ -140,6 +143,58 @@ def test_one_gets_no_data(tmp_path, stuck):
     assert "s it trains (1 batches so far), " in said
     assert f"{other}: do its data come?" in said
     assert "the same command on all goes on from the last checkpoint" in said
+
+
+ALONE = """
+  import os, threading
+  from vlp_jax.training import course, distributed
+  distributed.LEAVE = 1.0
+  limits = dict(VLP_JAX_HANG_TIMEOUT="0.4", VLP_JAX_STALL_TIMEOUT="0.5")
+  with distributed.joined(limits):
+    for _ in range({rounds}):
+      course.go_on()
+      threading.Event().wait(0.05)
+    if {logs_hang}:
+      # The log is full, and nobody reads it.
+      os.set_blocking(2, False)
+      try:
+        while True:
+          os.write(2, bytes(4096))
+      except BlockingIOError:
+        os.set_blocking(2, True)
+    with course.at("saves", "step 5"):
+      if {hangs}:
+        threading.Event().wait()
+"""
+
+
+def alone(**fields):
+  """A process that is alone, with a pipe as its log."""
+  code = textwrap.dedent(ALONE.format(**dict(rounds=1, logs_hang=False) | fields))
+  return subprocess.Popen(
+    [sys.executable, "-c", code], cwd=runs.ROOT, stderr=subprocess.PIPE, text=True
+  )
+
+
+def test_one_that_is_alone_hangs():
+  process = alone(hangs=True)
+  _, log = process.communicate(timeout=60)
+  assert process.returncode == 75, log
+  assert f"pid {process.pid}) is waited for: nobody has gone on for " in log
+  assert " s it saves step 5: does its disk or its store answer?" in log
+  assert "). So it stops, with exit code 75: the same command on all goes on" in log
+  assert log.count("vlp_jax: error") == 1 and "process 0 stands at\n  " in log
+
+
+def test_one_that_is_alone_and_starts_or_ends_does_not_hang():
+  process = alone(hangs=False, rounds=30)  # longer than the limit
+  _, log = process.communicate(timeout=60)
+  assert (process.returncode, log) == (0, "")
+
+
+def test_it_leaves_though_its_log_hangs_as_well():
+  with alone(hangs=True, logs_hang=True) as process:
+    assert process.wait(timeout=60) == 75
 
 
 def test_a_limit_that_is_none(tmp_path):
