@@ -26,7 +26,7 @@ class Doing:
     verb: "starts", "trains", "saves", "evaluates", …. of: what, "step 40"; or "".
     seconds: since when.
     limited: whether it may be said to hang; not while it compiles.
-    batches: got in it.
+    batches: got in it; or pieces of them, where those are gone through one by one.
     moves: how often it has gone on since it started, the same count in all processes.
     waits: whether its main thread waits for other processes.
     writes: what it still writes beside, while others wait for it; or "".

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec
 import numpy as np
 
 from vlp_jax.training import accumulate
+from vlp_jax.training import course
 from vlp_jax.training import sharding as sharding_lib
 from vlp_jax.training import step as step_lib
 
@@ -85,7 +86,10 @@ class Whole:
 
 
 class Streamed:
-  """A step as one program a stage; called with the pieces of a batch, on the host."""
+  """A step as one program a stage; called with the pieces of a batch, on the host.
+
+  A step may take half an hour: with each piece this process goes on in its course.
+  """
 
   def __init__(
     self,
@@ -158,6 +162,7 @@ class Streamed:
     together = []
     for piece in pieces:
       together.append(piece)
+      course.go_on()
       if len(together) == self._layout.count:
         yield together
         together = []
@@ -170,6 +175,7 @@ class Streamed:
     embedded, told = self._zeros()
     for number, rows in enumerate(sharding_lib.prefetch(pieces, self._mesh)):
       embedded = self._embed(state, rows, np.int32(number), embedded)
+      course.go_on()
     reads = {k: self._whole([p[k] for p in pieces]) for k in self._stages.reads}
     reads = sharding_lib.put_batch(reads, self._mesh)
     across, gradients = self._across(state, reads, embedded)
@@ -177,6 +183,7 @@ class Streamed:
     for number, rows in enumerate(sharding_lib.prefetch(pieces, self._mesh)):
       given = (state, rows, np.int32(number), across, gradients, told)
       gradients, told = self._backward(*given)
+      course.go_on()
     return self._apply(state, across, gradients, told)
 
   def _whole(self, pieces):
