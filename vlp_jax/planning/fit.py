@@ -75,10 +75,11 @@ def search(
   """The fastest choice that fits, or None where none does.
 
   For each mesh the fastest policy that fits is the best: a policy that keeps less
-  computes more. The fastest of all is tried first, then full remat, and the others, from
-  the fastest on, where that fits. Where even full remat does not fit, the batch is accumulated in microbatches, as few as will do. Where the state
-  alone does not fit, nothing is compiled. The search ends at the first mesh that fits
-  without remat: those behind it send more and compute no less.
+  computes more. The fastest of all is tried first, then full remat, and the others,
+  from the fastest on, where that fits. Where even full remat does not fit, the batch is
+  accumulated in microbatches, as few as will do. Where the state alone does not fit,
+  nothing is compiled. The search ends at the first mesh that fits without remat: those
+  behind it send more and compute no less.
 
   Args:
     state_of: bytes of a device that the state takes, by shapes alone.
