@@ -74,11 +74,12 @@ def search(
 ) -> tuple[Choice, result.Plan] | None:
   """The fastest choice that fits, or None where none does.
 
-  For each mesh the policies are tried from the fastest on, and the first that fits is
-  the mesh's best: a policy that keeps less computes more. Where even full remat does
-  not fit, the batch is accumulated in microbatches, as few as will do. Where the state
-  alone does not fit, nothing is compiled. The search ends at the first mesh that fits
-  without remat: those behind it send more and compute no less.
+  For each mesh the fastest policy that fits is the best: a policy that keeps less
+  computes more. The fastest of all is tried first, then full remat, and the others,
+  from the fastest on, where that fits. Where even full remat does not fit, the batch is
+  accumulated in microbatches, as few as will do. Where the state alone does not fit,
+  nothing is compiled. The search ends at the first mesh that fits without remat: those
+  behind it send more and compute no less.
 
   Args:
     state_of: bytes of a device that the state takes, by shapes alone.
@@ -107,25 +108,36 @@ def search(
 
 def _of_mesh(axes, accumulate, plan_of, usable, tell):
   """The first choice of a mesh that fits, and its plan; None: there is none."""
-  for remat in REMAT:
+
+  def compiled(remat, accumulate):
     choice = Choice(axes, remat, accumulate)
     plan = plan_of(choice)
     tell(_line(choice, plan))
-    if plan.fits:
-      return choice, plan
+    return choice, plan
+
+  fastest, *between, last = REMAT
+  choice, plan = compiled(fastest, accumulate)
+  if plan.fits:
+    return choice, plan
+  # Where what takes least does not fit, what is between need not be compiled.
+  least, plan = compiled(last, accumulate)
+  if plan.fits:
+    for remat in between:
+      choice, other = compiled(remat, accumulate)
+      if other.fits:
+        return choice, other
+    return least, plan
   rest = plan.memory["activations and temporaries"]
   room = usable - (plan.needed - rest)
   for count in ACCUMULATE:
     # Activations shrink at best in proportion; what cannot fit is not compiled.
     if count <= accumulate or rest * accumulate / count > room:
       continue
-    choice = Choice(axes, REMAT[-1], count)
     try:
-      plan = plan_of(choice)
+      choice, plan = compiled(last, count)
     except ValueError as error:
       tell(f"accumulate {count}: {error}")
       return None
-    tell(_line(choice, plan))
     if plan.fits:
       return choice, plan
   return None
