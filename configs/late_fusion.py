@@ -9,6 +9,7 @@ whose words see the image. `:tiny` is the method in seconds on a CPU.
 """
 
 from configs import parts
+from configs.finetune import scratch
 
 
 def get_config(arg=""):
@@ -28,4 +29,9 @@ def get_config(arg=""):
   c.data.pp = f"decode|resize({res})"
   c.optim = dict(lr=5e-5, weight_decay=0.01, schedule="linear")
   c.optim.warmup = "1 step" if tiny else "10%"
-  return parts.on_scenes(c, 48) if tiny else c
+  if not tiny:
+    return c
+  # Whether two vectors belong together, a layer on both can only tell by how its units
+  # bend: by little at first, unless they are many and bend sharply.
+  c.model.fusion.update(width=512, act="relu")
+  return parts.on_scenes(scratch.from_nothing(c, batch=32), 48)

@@ -51,8 +51,13 @@ def start(
 
 
 def finish(process: subprocess.Popen, workdir: pathlib.Path, code: int = 0) -> str:
-  """What the run printed; it must end with `code`."""
-  got = process.wait(timeout=300)
+  """What the run printed; it must end with `code`, and is killed if it does not end."""
+  try:
+    got = process.wait(timeout=300)
+  finally:
+    if process.poll() is None:
+      process.kill()
+      process.wait()
   text = pathlib.Path(f"{workdir}.log").read_text("utf-8")
   assert got == code, f"exit code {got}, wants {code}:\n{text[-3000:]}"
   return text

@@ -1,8 +1,8 @@
-"""Tiny fine-tuning configs that have no pretrained start, and learn all the same."""
+"""Tiny configs that have no pretrained start, and learn all the same."""
 
 
 def from_nothing(config, *, batch):
-  """A tiny config without the pretrained start that fine-tuning has, so that it learns.
+  """The tiny config, changed so that it learns from nothing.
 
   Kernels are drawn by their fan in: 0.02 makes layers of width 768, which it is for,
   halve what they read, but those of width 32 leave a ninth of it, and texts and images
