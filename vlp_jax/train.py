@@ -9,12 +9,14 @@ from collections.abc import Sequence
 import sys
 
 from vlp_jax import cli
+from vlp_jax import memory
 
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Parses, trains, exits: 0 done, 2 a mistake to mend, 128 + signal interrupted."""
   with cli.user_errors():
     args = cli.parse(argv, prog="python -m vlp_jax.train", doc=__doc__)
+    memory.keep_steps()
     # Here, not above: --help and a wrong option need not wait for jax.
     from vlp_jax.training import distributed
 

@@ -12,6 +12,7 @@ import pathlib
 import sys
 
 from vlp_jax import cli
+from vlp_jax import memory
 
 # The file is the registry: each has a `main(argv)`.
 KINDS = ("step", "input", "contrastive", "compile")
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       raise ValueError(
         f"bench: {kind}: there is no such benchmark; there are {', '.join(kinds())}."
       )
+    memory.keep_steps()  # as a run does, before jax comes
     importlib.import_module(f"vlp_jax.bench.{kind}").main(rest)
 
 

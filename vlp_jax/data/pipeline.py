@@ -15,14 +15,14 @@ import weakref
 import numpy as np
 import tensorflow as tf
 
+from vlp_jax import memory
 from vlp_jax.data import columns as columns_lib
-from vlp_jax.data import memory
 from vlp_jax.data import pp as pp_lib
 from vlp_jax.data import records
 
 # TensorFlow only reads data: it must not take a GPU's memory from the trainer.
 tf.config.set_visible_devices([], "GPU")
-memory.keep()
+memory.keep_images()
 
 # Of the shuffle. TensorFlow's 4 leave data of a few thousand examples nearly in order
 # (their correlation with it is 5 to 10 times that of chance), and 8 leave a trace in

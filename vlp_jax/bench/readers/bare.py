@@ -5,13 +5,13 @@ import importlib.metadata
 
 import simplejpeg
 
+from vlp_jax import memory
 from vlp_jax.bench.readers import work as work_lib
-from vlp_jax.data import memory
 
 
 def main() -> None:
   work = work_lib.said()
-  memory.keep()
+  memory.keep_images()
   files = [file.read_bytes() for file in work.files]
   starts = range(0, len(files), work.batch_size)
   chunks = [files[i : i + work.batch_size] for i in starts]
