@@ -1,7 +1,8 @@
 """Asks the allocator of the C library to keep memory that is wanted again at once.
 
-glibc gives what is larger than 128 KiB back to the kernel as soon as it is freed. Whoever
-wants as much again gets fresh pages, which the kernel has to clear and map one by one.
+glibc gives what is larger than 128 KiB back to the kernel as soon as it is freed.
+Whoever wants as much again gets fresh pages, which the kernel has to clear and map one
+by one.
 """
 
 import ctypes
