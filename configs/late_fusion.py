@@ -9,7 +9,7 @@ whose words see the image. `:tiny` is the method in seconds on a CPU.
 """
 
 from configs import parts
-from configs.finetune import scratch
+from configs import scratch
 
 
 def get_config(arg=""):

@@ -10,7 +10,7 @@ official text is not cut; here it is at 64 pieces.
 """
 
 from configs import parts
-from configs.finetune import scratch
+from configs import scratch
 from configs.finetune import tasks
 
 

@@ -10,7 +10,7 @@ text_roberta image_size=288 clip_randaug).
 
 from configs import meter
 from configs import parts
-from configs.finetune import scratch
+from configs import scratch
 from configs.finetune import tasks
 
 

@@ -11,7 +11,7 @@ image_size=384 clip_randaug).
 
 from configs import meter
 from configs import parts
-from configs.finetune import scratch
+from configs import scratch
 from configs.finetune import tasks
 
 

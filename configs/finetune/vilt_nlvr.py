@@ -8,8 +8,8 @@ task_finetune_nlvr2_randaug and EVAL.md.
 """
 
 from configs import parts
+from configs import scratch
 from configs import vilt
-from configs.finetune import scratch
 from configs.finetune import tasks
 
 

@@ -9,8 +9,8 @@ dandelin/ViLT vilt/config.py task_finetune_irtr_coco_randaug and EVAL.md.
 """
 
 from configs import parts
+from configs import scratch
 from configs import vilt
-from configs.finetune import scratch
 from configs.finetune import tasks
 
 
