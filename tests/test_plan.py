@@ -313,17 +313,15 @@ def test_fit_takes_the_fastest_that_fits():
   assert found[0].remat == "full"
   assert dict(found[0].mesh)["fsdp"] == 1
   assert (8, 1, "dots_no_batch", 1) in asked
+  assert (8, 1, "full", 1) not in asked
 
 
-def test_fit_takes_the_least_remat_that_fits():
-  found, asked = search(lambda fsdp, tensor, remat: 50.0 * (remat == "none"))
-  assert found[0].remat == "dots"
-  assert not [key for key in asked if key[2] == "dots_no_batch"]
-
-
-def test_fit_compiles_nothing_between_two_that_do_not_fit():
-  _, asked = search(lambda *key: 50.0)
-  assert {key[2] for key in asked} == {"none", "full"}
+@pytest.mark.parametrize("least", fit.REMAT)
+def test_fit_takes_the_least_remat_that_fits(least):
+  enough = fit.REMAT[fit.REMAT.index(least) :]
+  found, asked = search(lambda fsdp, tensor, remat: 5.0 if remat in enough else 50.0)
+  assert found[0].remat == least
+  assert len([key for key in asked if key[:2] == (1, 1)]) <= 3
 
 
 def test_fit_compiles_nothing_where_the_state_alone_is_too_large():

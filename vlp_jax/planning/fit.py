@@ -75,11 +75,10 @@ def search(
   """The fastest choice that fits, or None where none does.
 
   For each mesh the fastest policy that fits is the best: a policy that keeps less
-  computes more. The fastest of all is tried first, then full remat, and the others,
-  from the fastest on, where that fits. Where even full remat does not fit, the batch is
-  accumulated in microbatches, as few as will do. Where the state alone does not fit,
-  nothing is compiled. The search ends at the first mesh that fits without remat: those
-  behind it send more and compute no less.
+  computes more. The fastest of all is tried first, the others by bisection. Where even
+  full remat does not fit, the batch is accumulated in microbatches, as few as will do.
+  Where the state alone does not fit, nothing is compiled. The search ends at the first
+  mesh that fits without remat: those behind it send more and compute no less.
 
   Args:
     state_of: bytes of a device that the state takes, by shapes alone.
@@ -115,18 +114,20 @@ def _of_mesh(axes, accumulate, plan_of, usable, tell):
     tell(_line(choice, plan))
     return choice, plan
 
-  fastest, *between, last = REMAT
-  choice, plan = compiled(fastest, accumulate)
+  choice, plan = compiled(REMAT[0], accumulate)
   if plan.fits:
     return choice, plan
-  # Where what takes least does not fit, what is between need not be compiled.
-  least, plan = compiled(last, accumulate)
-  if plan.fits:
-    for remat in between:
-      choice, other = compiled(remat, accumulate)
-      if other.fits:
-        return choice, other
-    return least, plan
+  # Among the others by bisection: what keeps less takes less.
+  found, low, high = None, 1, len(REMAT) - 1
+  while low <= high:
+    middle = (low + high) // 2
+    choice, plan = compiled(REMAT[middle], accumulate)
+    if plan.fits:
+      found, high = (choice, plan), middle - 1
+    else:
+      low = middle + 1
+  if found is not None:
+    return found
   rest = plan.memory["activations and temporaries"]
   room = usable - (plan.needed - rest)
   for count in ACCUMULATE:
@@ -134,7 +135,7 @@ def _of_mesh(axes, accumulate, plan_of, usable, tell):
     if count <= accumulate or rest * accumulate / count > room:
       continue
     try:
-      choice, plan = compiled(last, count)
+      choice, plan = compiled(REMAT[-1], count)
     except ValueError as error:
       tell(f"accumulate {count}: {error}")
       return None
