@@ -36,7 +36,7 @@ def keep_images() -> bool:
 def keep_steps() -> bool:
   """Keeps what a step on a CPU has freed, for the next one. Whether it took.
 
-  XLA frees its arrays at the end of each step: of CLIP B/32 and 32 pairs 2.9 GiB, of
+  XLA frees its arrays at the end of each step: of CLIP B/32 and 32 pairs 2.7 GiB, of
   which each page costs the next step a fault. All of it lies in one heap then, which
   does not shrink. Nothing is done where there are accelerators, whose steps want none
   of this memory, and once jax is imported: its threads have heaps of their own.

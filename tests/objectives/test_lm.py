@@ -1,5 +1,6 @@
 """Captioning: its loss against numpy, who sees what, and what is trained by it."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,6 +118,11 @@ def test_a_large_vocabulary_is_scored_in_pieces(monkeypatch):
   assert objective.bind({})._fewest_pieces((4, 3)) == 1
   assert objective.bind({})._fewest_pieces((4, 4)) == 2
   assert objective.bind({})._fewest_pieces((8, 9)) == 6
+  with jax.set_mesh(jax.make_mesh((8,), ("data",))):
+    with nn.logical_axis_rules([("batch", "data")]):
+      assert objective.bind({})._fewest_pieces((8, 12)) == 1
+      assert objective.bind({})._fewest_pieces((8, 13)) == 2
+      assert objective.bind({})._fewest_pieces((2, 9)) == 1  # less than a row each
 
 
 def test_no_pieces_at_all_is_an_error():

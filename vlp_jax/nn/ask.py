@@ -114,5 +114,5 @@ class Writer:
 
 def writer(module: nn.Module, read: Callable[..., Any]) -> Writer:
   """The Writer of a bound module."""
-  free = module.clone(parent=None, name=None)
-  return Writer(free, module.variables["params"], read)
+  own = free(module)
+  return Writer(own.module, own.params, read)
