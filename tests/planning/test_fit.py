@@ -203,7 +203,7 @@ def test_nothing_found_is_told(capsys):
   args = types.SimpleNamespace(config="c.py", json=False)
   topology = types.SimpleNamespace(name="cpu:8")
   with pytest.raises(ValueError, match="c.py does not fit cpu:8 in any way"):
-    plan_lib._tell_found(search(keeps(99, 99, 99, 99))[0], args, topology)
+    plan_lib._tell_found(search(keeps(999, 999, 999, 999))[0], args, topology)
   plan_lib._tell_found(search(keeps(5, 4, 3, 2), stops=1)[0], args, topology)
   assert "interrupted; nothing that fits yet" in capsys.readouterr().out
 
