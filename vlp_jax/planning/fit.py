@@ -85,7 +85,7 @@ def meshes(config: config_lib.Run, devices: int) -> Iterator[dict[str, int]]:
     if devices % tensor or any(number % tensor for number in heads):
       continue
     left = devices // tensor
-    if config.batch_size % left:
+    if config.batch_size // config.accumulate % left:
       continue
     for fsdp in dict.fromkeys((math.gcd(left, 8), 1, left)):
       yield dict(data=left // fsdp, fsdp=fsdp, tensor=tensor)
@@ -145,11 +145,11 @@ class _Search:
     self._meshes = [tuple(mesh.items()) for mesh in meshes(config, devices)]
     self.best, self.compiled = None, {}
 
-    def state(choice):
-      return state_of(choice.of(config))
+    # The state is the same for every policy, what is kept for every mesh.
+    def state(mesh, accumulate=config.accumulate):
+      return state_of(Choice(mesh, REMAT[-1], accumulate).of(config))
 
     def kept(remat):
-      # By shapes of the whole batch: the same for every mesh.
       choice = Choice(self._meshes[0], remat, config.accumulate)
       return kept_of(choice.of(config)) / devices
 
@@ -179,27 +179,26 @@ class _Search:
     larger. The policy that is, is tried on the other meshes.
     """
     for mesh in self._narrow():
-      most = math.inf
+      counts = self._counts(mesh)
+      if counts and not self._splits(mesh, counts[0]):
+        return  # No number will do.
       for remat in REMAT if self.best is None else [self.best[0].remat]:
-        for count in self._counts(mesh):
-          if count >= most:
-            break
+        for count in counts:
           choice = Choice(mesh, remat, count)
-          try:
-            if self.least(choice) <= self._usable and self._fits(choice):
-              break
-          except ValueError as error:
-            self._tell(f"accumulate {count}: {error}")
-            if count == self._counts(mesh)[0]:
-              return  # No number will do.
-            most = count
+          if self.least(choice) > self._usable:
+            continue
+          if not self._splits(mesh, count):
+            counts = [each for each in counts if each < count]
+            break
+          if self._fits(choice):
+            break
 
   def _narrow(self):
     """The meshes, up to the tensor axis of what has been found."""
     for mesh in self._meshes:
       if self.best is not None and mesh[-1] > self.best[0].mesh[-1]:
         return
-      state = self._state(Choice(mesh, REMAT[-1], self._config.accumulate))
+      state = self._state(mesh)
       if state > self._usable:
         self._tell(f"{_axes(mesh)}: the state alone takes {state / result.GIB:.1f} GiB")
         continue
@@ -210,6 +209,15 @@ class _Search:
     sizes = dict(mesh)
     rows = self._config.batch_size // (sizes["data"] * sizes["fsdp"])
     return [n for n in range(self._config.accumulate + 1, rows + 1) if not rows % n]
+
+  def _splits(self, mesh, count):
+    """Whether there is a step of so many microbatches."""
+    try:
+      self._state(mesh, count)
+    except ValueError as error:
+      self._tell(f"{_axes(mesh)}: {error}")
+      return False
+    return True
 
   def _fits(self, choice):
     """Compiles a choice, and keeps it where it is the fastest."""
@@ -230,14 +238,14 @@ class _Search:
     comes on top: another mesh takes less by no more than what it splits of the state,
     another policy by what it keeps less, padded; more microbatches by their share.
     """
-    state = self._state(choice)
+    state = self._state(choice.mesh)
     kept = self._kept(choice.remat) * self._config.accumulate / choice.accumulate
     rest = kept
     for other, plan in self.compiled.items():
       if other.accumulate > choice.accumulate:
         continue
       there = self._kept(other.remat) * self._config.accumulate / choice.accumulate
-      held = self._state(other)
+      held = self._state(other.mesh)
       took = plan.needed - held - max(0.0, held - state)
       took *= other.accumulate / choice.accumulate
       took += (kept - there) * (1.0 if kept > there else PADDED)
