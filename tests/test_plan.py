@@ -231,7 +231,7 @@ def test_model_flops_are_of_what_is_computed_once():
 
 
 def test_measured_beside_predicted(planned):
-  plan, job = planned
+  plan, _ = planned
   seen = measure.Measured(
     step=3 * plan.seconds["step"],
     steps=2,
@@ -244,8 +244,26 @@ def test_measured_beside_predicted(planned):
   unseen = dataclasses.replace(seen, peak=None)
   assert "does not say" in measure.render(plan, unseen)
   assert measure.as_json(plan, unseen)["memory_ratio"] is None
-  with pytest.raises(ValueError, match="--steps=0"):
-    measure.run(job, steps=0)
+  quick = dataclasses.replace(seen, step=0.5 * plan.seconds["step"])
+  assert "stays in a cache" in measure.render(plan, quick)
+  assert "stays in a cache" not in measure.render(plan, seen)
+
+
+def test_what_cannot_be_measured_is_told_before_compiling():
+  config = config_lib.run(load("accumulate=2", "accumulate_stream=True"))
+  with pytest.raises(ValueError, match="say --config.accumulate_stream=False"):
+    measure.check(config, 5)
+  with pytest.raises(ValueError, match="--steps=0: want 1 or more"):
+    measure.check(config_lib.run(load()), 0)
+
+
+def test_short_runs_and_single_devices_are_told_as_such(planned):
+  one = dataclasses.replace(planned[0], mesh=dict(data=1, fsdp=1, tensor=1), steps=8)
+  one = dataclasses.replace(one, seconds=one.seconds | dict(step=0.1))
+  text = result.render(one)
+  assert "on cpu:8: 1 device\n" in text and "at least 0.8 seconds" in text
+  slow = dataclasses.replace(one, seconds=one.seconds | dict(step=90.0))
+  assert "at least 12.0 minutes" in result.render(slow)
 
 
 def test_measuring_runs_the_step(planned):

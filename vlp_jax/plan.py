@@ -275,9 +275,11 @@ def _measure(args, overrides):
   known = run_lib.facts(
     args.config, config, vocabulary=args.vocabulary, examples=args.examples
   )
+  run = config_lib.run(config)
+  measure.check(run, args.steps)
   chip = hardware.CHIPS.get(topology.kind) or measure.cpu(topology.devices)
   plan, job, _ = make.plan(
-    config_lib.run(config),
+    run,
     known,
     topology,
     devices,

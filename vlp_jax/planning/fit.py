@@ -158,19 +158,15 @@ class _Search:
   def whole(self):
     """Tries each mesh with the policy that keeps most of those that fit."""
     for mesh in self._narrow():
-      too_much = []
       for remat in REMAT:
         choice = Choice(mesh, remat, self._config.accumulate)
         least = self.least(choice)
         if least > self._usable:
-          too_much.append(f"{least / result.GIB:.1f} (remat {remat})")
+          self._tell(f"{choice}: at least {least / result.GIB:.1f} GiB, not compiled")
         elif self._fits(choice):
           break
         if self.best is not None and remat == self.best[0].remat:
           break
-      if too_much:
-        said = ", ".join(too_much)
-        self._tell(f"{_axes(mesh)}: not compiled, takes at least {said} GiB")
 
   def accumulated(self):
     """Tries each policy with as few microbatches as will do.
@@ -223,6 +219,7 @@ class _Search:
     """Compiles a choice, and keeps it where it is the fastest."""
     if self.best is not None and self._late():
       raise _LateError
+    self._tell(f"{choice}: compiling …")
     plan = self.compiled[choice] = self._plan_of(choice)
     time = f"{plan.seconds['step'] * 1e3:.1f} ms" if plan.fits else "does not fit"
     self._tell(f"{choice}: {plan.needed / result.GIB:.1f} GiB, {time}")

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from vlp_jax import batch as batch_lib
+from vlp_jax import config as config_lib
 from vlp_jax import job as job_lib
 from vlp_jax.planning import hardware
 from vlp_jax.planning import result
 from vlp_jax.training import sharding as sharding_lib
-from vlp_jax.training import stepping as stepping_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,19 +57,24 @@ def here() -> tuple[str, list[jax.Device]]:
   return f"{name}:{'x'.join(map(str, sorted(spans[:axes])))}", devices
 
 
-def run(job: job_lib.Job, *, steps: int) -> Measured:
-  """A few steps of the run on its mesh, after one that compiles.
+def check(config: config_lib.Run, steps: int) -> None:
+  """That `run` can be had, before anything is compiled.
 
   Raises:
     ValueError: fewer than one step, or one that the host streams.
   """
   if steps < 1:
     raise ValueError(f"plan: --steps={steps}: want 1 or more.")
-  step = job_lib.stepping(job)
-  if not isinstance(step, stepping_lib.Whole):
+  if config.accumulate_stream:
     raise ValueError(
-      "plan: --measure runs a step of one program: set accumulate_stream=False."
+      "config: accumulate_stream=True: plan --measure runs a step of one program: say"
+      " --config.accumulate_stream=False."
     )
+
+
+def run(job: job_lib.Job, *, steps: int) -> Measured:
+  """A few steps of the run on its mesh, after one that compiles; see `check`."""
+  step = job_lib.stepping(job)
   state = job_lib.fresh_state(job)
   batch = sharding_lib.put_batch(
     batch_lib.noise(job.batch, job.pretrainer.model.text.vocab), job.mesh
@@ -148,8 +153,15 @@ def render(plan: result.Plan, seen: Measured) -> str:
     f"  {'step, ms':<28}{seen.step * 1e3:>9.2f}  predicted {step * 1e3:.2f}:"
     f" {seen.step / step:.2f} times as long",
   ]
+  if seen.step < step:
+    lines.append(
+      f"  {'':<37}  less than main memory allows: much of it stays in a cache"
+    )
   if seen.peak is None:
-    lines.append(f"  {'memory':<28}{'–':>9}  this device does not say")
+    lines.append(
+      f"  {'memory, GiB':<28}{'–':>9}  predicted {_held(plan) / result.GIB:.2f};"
+      " this device (a CPU) does not say what is in use"
+    )
   else:
     lines.append(
       f"  {'memory, GiB':<28}{seen.peak / result.GIB:>9.2f}  predicted"
