@@ -227,7 +227,9 @@ def _tell_found(found, args, topology):
   looked = f"{len(found.compiled)} compiled, in {seconds:.0f} s"
   if found.best is None:
     if found.ended is not None:
-      print(f"plan: --fit: {found.ended}; nothing that fits yet ({looked})", flush=True)
+      print(
+        f"plan: --fit: {found.ended}; nothing that fits yet ({looked})", file=sys.stderr
+      )
       return
     raise ValueError(
       f"plan: --fit: {args.config} does not fit {topology.name} in any way that was"

@@ -205,7 +205,7 @@ def test_nothing_found_is_told(capsys):
   with pytest.raises(ValueError, match="c.py does not fit cpu:8 in any way"):
     plan_lib._tell_found(search(keeps(999, 999, 999, 999))[0], args, topology)
   plan_lib._tell_found(search(keeps(5, 4, 3, 2), stops=1)[0], args, topology)
-  assert "interrupted; nothing that fits yet" in capsys.readouterr().out
+  assert "interrupted; nothing that fits yet" in capsys.readouterr().err
 
 
 def test_an_error_of_the_compiling_thread_is_the_callers():
