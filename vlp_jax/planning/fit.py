@@ -122,7 +122,7 @@ def search(
   if not any(meshes(config, devices)):
     raise ValueError(
       f"config: batch_size={config.batch_size}, accumulate={config.accumulate}: no mesh"
-      f" of {devices} devices splits it: choose a multiple of {devices} times accumulate."
+      f" of {devices} devices splits it: choose a multiple of {devices} x accumulate."
     )
   run = _Search(config, devices, state_of, kept_of, plan_of, usable, tell, late)
   try:
