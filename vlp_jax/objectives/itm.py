@@ -14,10 +14,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vlp_jax.nn import axes
 from vlp_jax.nn import linear
 from vlp_jax.objectives import wpa
 from vlp_jax.ops import mask as mask_lib
 from vlp_jax.ops import reduce
+from vlp_jax.ops import rows as rows_lib
 
 
 class Objective(nn.Module):
@@ -105,7 +107,7 @@ class Objective(nn.Module):
     start = rows - rows % (self.group or rows.shape[0])
     image = start + drawn["image"]
     if self.layout == "half":
-      images = _take(_without_keys(enc.image), image)
+      images = self.take(_without_keys(enc.image), image)
       labels, found = drawn["label"], drawn["found"]
       return self.match(model, images, enc.words, labels, found, train=train)
     text, found = start + drawn["text"], drawn["found"]
@@ -171,18 +173,23 @@ class Objective(nn.Module):
       metrics["wpa"] = reduce.Mean.of(signed, weight)
     return reduce.Mean.of(losses, weight), metrics
 
+  def take(self, tokens, rows):
+    """Tokens of which each row has become another one of its group, int32 [B]."""
+    split = axes.mesh_axes("batch")
+    return rows_lib.take(tokens, rows, group=self.group, axes=split)
+
   def pairs(self, enc, image_of_text, text_of_image):
     """Tokens of 3 B images and texts: pairs, texts' negatives, images' negatives."""
     image, text = _without_keys(enc.image), enc.words
-    images = _stack(image, _take(image, image_of_text), image)
-    return images, _stack(text, text, _take(text, text_of_image))
+    images = _stack(image, self.take(image, image_of_text), image)
+    return images, _stack(text, text, self.take(text, text_of_image))
 
   def shared(self, model, enc, image_of_text, text_of_image, *, train):
     """float32 [3 B, 2] of `pairs`, of which an image's two texts ask the same keys."""
     image, text = enc.image, enc.words
-    both = _beside(_take(text, text_of_image), text)
+    both = _beside(self.take(text, text_of_image), text)
     own = self.classify(model, model.fuse(image, both, train=train))
-    other_images = _take(_without_keys(image), image_of_text)
+    other_images = self.take(_without_keys(image), image_of_text)
     others = self.classify(model, model.fuse(other_images, text, train=train))
     return jnp.concatenate([own[1::2], others, own[::2]])
 
@@ -205,10 +212,6 @@ def _without_keys(image):
   From device to device, keys for all layers would be more to send than to make.
   """
   return image.replace(keys=None)
-
-
-def _take(tokens, rows):
-  return jax.tree.map(lambda x: x[rows], tokens)
 
 
 def _beside(*parts):
