@@ -13,11 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vlp_jax.nn import axes
 from vlp_jax.nn import linear
 from vlp_jax.ops import mask as mask_lib
 from vlp_jax.ops import reduce
-from vlp_jax.ops import rows as rows_lib
 
 
 class Objective(nn.Module):
@@ -47,7 +45,7 @@ class Objective(nn.Module):
     rows = jnp.stack([index for index, _ in drawn], axis=1)
     own = jnp.arange(rows.shape[0], dtype=rows.dtype)
     rows = jnp.concatenate([own[:, None], rows], axis=1)
-    texts = rows_lib.take(enc.words, rows, axes=axes.mesh_axes("batch"))
+    texts = enc.words.replace(x=enc.words.x[rows], mask=enc.words.mask[rows])
     return self.loss(model, enc.image, texts, drawn[0][1], train=train)
 
   def loss(self, model, image, texts, found, *, train):
