@@ -76,9 +76,9 @@ def _forward(axes, near, x, at):
 def _backward(axes, near, at, slope):
   """Every device picks what belongs to its rows.
 
-  The transpose would be a reduce-scatter, which the TPU's compiler turns into a sum of
-  the whole on every device (twice as much to send), after a scatter (a matrix product
-  is three times as fast there, and adds up in float32).
+  The transpose would be a scatter and a reduce-scatter, which the TPU's compiler turns
+  into a sum of the whole on every device (METER on v5e:16x16, by `vlp-jax plan`: 154 ms
+  a step, this way 144). It is added up in float32.
   """
   own = slope.shape[0]
   first = jax.lax.axis_index(axes) % near * own
