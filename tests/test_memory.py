@@ -1,5 +1,6 @@
-"""What the allocator keeps, counted by the faults of those that allocate again."""
+"""What the allocator keeps, and how a command asks for pages of 2 MiB."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -9,39 +10,59 @@ import pytest
 from vlp_jax import memory
 
 GLIBC = platform.libc_ver()[0] == "glibc"
-# Faults of 200 MiB that are written when as much has just been freed, and that thrice.
-AGAIN = """
-import resource
+# A command of this package, as far as `huge_pages` can see: what it was given, whether
+# it has the pages, and how many times a page of 200 MiB that are written was missing.
+COMMAND = """
+import resource, sys
+sys.argv[0] = "vlp-jax"
 from vlp_jax import memory
-SIZE = 200 << 20
-print(memory.keep_steps(), memory.keep_images())
-for _ in range(3):
-  b"x" * SIZE
+has = memory.huge_pages()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-b"x" * SIZE
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+b"x" * (200 << 20)
+print(has, sys.argv[1:], resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def in_a_process(monkeypatch, platforms):
+def in_a_process(monkeypatch, platforms, tunables=None):
   monkeypatch.setenv("JAX_PLATFORMS", platforms)
-  run = [sys.executable, "-c", AGAIN]
-  return subprocess.run(run, capture_output=True, text=True, check=True).stdout.split()
+  monkeypatch.delenv(memory.TUNABLES, raising=False)
+  if tunables is not None:
+    monkeypatch.setenv(memory.TUNABLES, tunables)
+  run = [sys.executable, "-c", COMMAND, "one argument", "--two"]
+  said = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+  has, _, rest = said.strip().partition(" ")
+  given, _, faults = rest.rpartition(" ")
+  assert given == "['one argument', '--two']"
+  return has == "True", int(faults)
 
 
 def test_the_advice_is_taken_where_the_c_library_is_gnus():
   assert memory.keep_images() == GLIBC
 
 
-@pytest.mark.skipif(not GLIBC, reason="another C library")
-def test_what_a_step_frees_is_kept_for_the_next(monkeypatch):
-  *kept, faults = in_a_process(monkeypatch, "cpu")
-  assert kept == ["True", "True"]
-  *kept, others = in_a_process(monkeypatch, "cuda,cpu")
-  assert kept == ["False", "True"]
-  assert int(faults) < 10 < 100 < int(others)
+@pytest.mark.skipif(not memory.asks(), reason="pages of 2 MiB are not there to ask for")
+def test_a_command_on_a_cpu_starts_again_with_large_pages(monkeypatch):
+  has, faults = in_a_process(monkeypatch, "cpu")
+  has_not, others = in_a_process(monkeypatch, "cuda,cpu")
+  assert has and not has_not
+  assert faults < 2_000 < 40_000 < others
 
 
-def test_it_is_too_late_once_jax_is_there():
+def test_what_the_user_has_tuned_is_left_alone(monkeypatch):
+  has, _ = in_a_process(monkeypatch, "cpu", "glibc.malloc.check=0")
+  assert not has
+
+
+def test_another_program_is_not_started_again():
+  # This one, which has imported jax, too.
   assert "jax" in sys.modules
-  assert not memory.keep_steps()
+  assert not memory.huge_pages()
+
+
+def test_others_processes_get_what_they_would_without_us(monkeypatch):
+  monkeypatch.setenv(memory.TUNABLES, memory.HUGE)
+  assert memory.huge_pages()
+  run = [sys.executable, "-c", "import os; print(os.environ['GLIBC_TUNABLES'])"]
+  env = os.environ | memory.as_it_comes()
+  done = subprocess.run(run, env=env, capture_output=True, text=True, check=True)
+  assert done.stdout == "\n"

@@ -1,6 +1,7 @@
 """The run: what happens, in the order in which it happens."""
 
 import contextlib
+import gc
 import logging
 import platform
 import time
@@ -164,6 +165,8 @@ def _train(job, stop, *, first, start_time):
           rates = progress.rates(done)
           writer.write(done, values | {"examples": position} | rates)
           progress.show(done, values["loss"], rates)
+      if done == begun + 1:
+        gc.enable()  # See train.py.
 
       # Evaluations can take long, so what is saved is saved before them, and owes them;
       # but for those that say whether it is the best.

@@ -6,6 +6,7 @@ Interrupted and started again with the same workdir, it goes on where it stopped
 """
 
 from collections.abc import Sequence
+import gc
 import sys
 
 from vlp_jax import cli
@@ -16,17 +17,27 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Parses, trains, exits: 0 done, 2 a mistake to mend, 128 + signal interrupted."""
   with cli.user_errors():
     args = cli.parse(argv, prog="python -m vlp_jax.train", doc=__doc__)
-    memory.keep_steps()
-    # Here, not above: --help and a wrong option need not wait for jax.
-    from vlp_jax.training import distributed
-
-    with distributed.joined(), cli.user_errors():
-      # Once the others are there: half of the time of a start is this import.
-      from vlp_jax import loop
-
-      cli.log_plainly()
-      code = loop.train(args.config, args.workdir)
+    memory.huge_pages()
+    # A start imports and traces, and leaves next to no garbage: to look for it takes a
+    # second. The loop turns it on again after the first step is logged.
+    gc.disable()
+    try:
+      code = _train(args)
+    finally:
+      gc.enable()
   sys.exit(code)
+
+
+def _train(args):
+  # Here, not above: --help and a wrong option need not wait for jax.
+  from vlp_jax.training import distributed
+
+  with distributed.joined(), cli.user_errors():
+    # Once the others are there: half of the time of a start is this import.
+    from vlp_jax import loop
+
+    cli.log_plainly()
+    return loop.train(args.config, args.workdir)
 
 
 if __name__ == "__main__":

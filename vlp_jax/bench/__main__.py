@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       raise ValueError(
         f"bench: {kind}: there is no such benchmark; there are {', '.join(kinds())}."
       )
-    memory.keep_steps()  # as a run does, before jax comes
+    memory.huge_pages()  # as a run does, before jax comes
     importlib.import_module(f"vlp_jax.bench.{kind}").main(rest)
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import zipfile
 
 from vlp_jax import cli
+from vlp_jax import memory
 from vlp_jax.bench import report
 from vlp_jax.bench import timing
 from vlp_jax.bench.readers import work as work_lib
@@ -146,7 +147,8 @@ def _rates(work, rivals, repeats, python):
     for name, by in OURS.items()
   }
   readers["bare"] = _child("bare", work, None)
-  readers |= {name: _child(name, work, python) for name in rivals}
+  plain = memory.as_it_comes()
+  readers |= {name: _child(name, work, python, plain) for name in rivals}
   try:
     times = timing.side_by_side(readers, repeats=repeats)
   finally:
@@ -173,11 +175,12 @@ def _rates(work, rivals, repeats, python):
   }
 
 
-def _child(name, work, python):
+def _child(name, work, python, env=None):
   """A reader's process."""
   paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
   argv = ["-m", f"vlp_jax.bench.readers.{name}", json.dumps(dataclasses.asdict(work))]
-  return timing.Child(argv, python=python, env={"PYTHONPATH": paths.strip(os.pathsep)})
+  env = {"PYTHONPATH": paths.strip(os.pathsep)} | (env or {})
+  return timing.Child(argv, python=python, env=env)
 
 
 def waiting(work: work_lib.Work, *, steps: int = 24) -> dict[str, float]:

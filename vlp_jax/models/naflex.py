@@ -17,6 +17,7 @@ from vlp_jax.models import vit
 from vlp_jax.nn import attention as attention_lib
 from vlp_jax.nn import axes
 from vlp_jax.nn import block
+from vlp_jax.nn import dropout as dropout_lib
 from vlp_jax.nn import linear
 from vlp_jax.nn import pool as pool_lib
 from vlp_jax.ops import posembed
@@ -72,7 +73,7 @@ class Encoder(nn.Module):
     table = axes.boxed(axes.kernel_init(0.02, self.width), "pos", "embed")
     rows = (self.res // self.patch) ** 2
     self.table = self.param("posemb", table, (rows, self.width))
-    self.drop = nn.Dropout(self.dropout)
+    self.drop = dropout_lib.Dropout(self.dropout)
     self.blocks = block.stack(self)
     self.last_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm")
     if self.pool == "map":

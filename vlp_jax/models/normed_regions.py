@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from vlp_jax.models import regions as regions_lib
 from vlp_jax.models import tokens as tokens_lib
 from vlp_jax.nn import axes
+from vlp_jax.nn import dropout as dropout_lib
 from vlp_jax.nn import embed
 from vlp_jax.nn import linear
 
@@ -61,7 +62,7 @@ class Encoder(nn.Module):
     small = axes.kernel_init(0.02, self.features)
     self.hidden_region = self.param("mask", axes.boxed(small, None), (self.features,))
     self.norm = norm()
-    self.drop = nn.Dropout(self.dropout)
+    self.drop = dropout_lib.Dropout(self.dropout)
 
   def split(self, rows: jax.Array) -> regions_lib.Rows:
     """The parts of rows [B, N, F + P + C + 1]."""

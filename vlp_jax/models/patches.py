@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from vlp_jax.models import tokens as tokens_lib
 from vlp_jax.models import vit
 from vlp_jax.nn import axes
+from vlp_jax.nn import dropout as dropout_lib
 from vlp_jax.nn import linear
 from vlp_jax.ops import posembed
 
@@ -60,7 +61,7 @@ class Encoder(nn.Module):
     rows = 1 + (table_res // self.patch) ** 2
     table = axes.boxed(small, "pos", "embed")
     self.table = self.param("posemb", table, (rows, self.width))
-    self.drop = nn.Dropout(self.dropout)
+    self.drop = dropout_lib.Dropout(self.dropout)
 
   def __call__(
     self, image: jax.Array, size: jax.Array | None = None, *, train: bool = False

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from vlp_jax.models import tokens as tokens_lib
 from vlp_jax.nn import axes
+from vlp_jax.nn import dropout as dropout_lib
 from vlp_jax.nn import linear
 
 
@@ -92,7 +93,7 @@ class Encoder(nn.Module):
     self.fc1 = layer(self.features, hidden, ("embed", "mlp"))
     self.fc2 = layer(hidden, self.width, ("mlp", "embed"))
     self.place = layer(self.places, self.width, (None, "embed"))
-    self.drop = nn.Dropout(self.dropout)
+    self.drop = dropout_lib.Dropout(self.dropout)
 
   def __call__(
     self, rows: jax.Array, *, hidden: jax.Array | None = None, train: bool = False

@@ -13,6 +13,7 @@ from vlp_jax.models import tokens as tokens_lib
 from vlp_jax.nn import attention as attention_lib
 from vlp_jax.nn import axes
 from vlp_jax.nn import block
+from vlp_jax.nn import dropout as dropout_lib
 from vlp_jax.nn import embed
 from vlp_jax.nn import linear
 from vlp_jax.nn import pool as pool_lib
@@ -92,7 +93,7 @@ class Encoder(nn.Module):
     if self.class_token:
       small = axes.boxed(axes.kernel_init(0.01, width), "embed")
       self.cls = self.param("cls", small, (width,))
-    self.drop = nn.Dropout(self.dropout)
+    self.drop = dropout_lib.Dropout(self.dropout)
     if self.depth:
       self.blocks = block.stack(self)
     if self.pool == "map":

@@ -13,6 +13,7 @@ from vlp_jax.models import tokens as tokens_lib
 from vlp_jax.nn import attention as attention_lib
 from vlp_jax.nn import axes
 from vlp_jax.nn import block
+from vlp_jax.nn import dropout as dropout_lib
 from vlp_jax.nn import linear
 from vlp_jax.nn import pool as pool_lib
 from vlp_jax.nn import stem as stem_lib
@@ -134,7 +135,7 @@ class Encoder(nn.Module):
       self.table = self.param("posemb", table, (prefix + grid**2, trunk))
     if self.norm_pre:
       self.first_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm_pre")
-    self.drop = nn.Dropout(self.dropout)
+    self.drop = dropout_lib.Dropout(self.dropout)
     if self.depth:
       self.blocks = block.stack(self)
     if self.queries:

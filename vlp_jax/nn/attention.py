@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from vlp_jax.nn import axes
+from vlp_jax.nn import dropout as dropout_lib
 from vlp_jax.nn import linear
 from vlp_jax.ops import mask as mask_lib
 from vlp_jax.ops import tiled_attention
@@ -240,5 +241,5 @@ def attend(
     module.sow("attention", "weights", weights)
   if probed:
     weights = weights + module.get_variable("perturbations", "weights")
-  weights = nn.Dropout(module.dropout)(weights, deterministic=not dropped)
+  weights = dropout_lib.Dropout(module.dropout)(weights, deterministic=not dropped)
   return jnp.einsum("BNLS,BSNH->BLNH", weights.astype(module.dtype), value)

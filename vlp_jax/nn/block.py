@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from vlp_jax.nn import attention as attention_lib
 from vlp_jax.nn import axes
+from vlp_jax.nn import dropout as dropout_lib
 from vlp_jax.nn import linear
 from vlp_jax.ops import mask as mask_lib
 from vlp_jax.ops import pointwise
@@ -146,7 +147,7 @@ def residual(
   """
   norm = linear.LayerNorm(module.norm_eps, module.dtype, module.bias, name=norm_name)
   y = layer(norm(x) if module.norm == "pre" else x)
-  y = nn.Dropout(module.dropout)(y, deterministic=not train)
+  y = dropout_lib.Dropout(module.dropout)(y, deterministic=not train)
   y = drop_paths(module, y, drop_path, train=train)
   return x + y if module.norm == "pre" else norm(x + y)
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from vlp_jax.nn import attention as attention_lib
 from vlp_jax.nn import axes
 from vlp_jax.nn import block
+from vlp_jax.nn import dropout as dropout_lib
 from vlp_jax.nn import linear
 from vlp_jax.ops import distance
 
@@ -204,7 +205,7 @@ class Layer(nn.Module):
       first = nn.initializers.constant(self.layer_scale)
       factor = self.param(scale, axes.boxed(first, "embed"), (y.shape[-1],))
       y = y * factor.astype(y.dtype)
-    y = nn.Dropout(self.dropout)(y, deterministic=not train)
+    y = dropout_lib.Dropout(self.dropout)(y, deterministic=not train)
     y = split(block.drop_paths(self, y, drop_path, train=train), x)
     return {name: x[name] + y[name] for name in x}
 

@@ -4,12 +4,12 @@ On CPUs JAX lowers its 20 rounds to a loop over whole arrays: each draw and each
 `fold_in` is then some ten kernels to compile. Written out they are one, which takes a
 quarter of the time to compile and a tenth to run.
 
-For what is read once, as initial values are. XLA writes the rounds anew into each
-kernel that reads the bits, and a mask of dropout is read forwards and backwards: a
-train step compiles faster with JAX's own.
+XLA writes the rounds anew into each kernel that reads the bits: what several read, as a
+mask of dropout forwards and backwards, goes through an optimization barrier.
 """
 
 from collections.abc import Sequence
+import functools
 import math
 
 import jax
@@ -26,6 +26,14 @@ def key(seed: int | jax.Array) -> jax.Array:
   return jax.random.key(seed, impl=_WRITTEN_OUT)
 
 
+def written_out(key: jax.Array) -> jax.Array:
+  """The same key, whose draws are written out; of another generator as it is."""
+  if jax.random.key_impl(key) != "threefry2x32":
+    return key
+  return jax.random.wrap_key_data(jax.random.key_data(key), impl=_WRITTEN_OUT)
+
+
+@jax.jit  # Traced and lowered once for all draws of a shape.
 def _threefry(key, x0, x1):
   """Threefry-2x32, 20 rounds. key: uint32 [2]; x0, x1: uint32, of one shape."""
   keys = (key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(_PARITY))
@@ -50,6 +58,7 @@ def _count(shape: Sequence[int]):
   return count
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def _hashed(key, shape):
   """Two uint32 of `shape`; `shape` has under 2^32 numbers."""
   count = _count(shape)
@@ -69,7 +78,7 @@ def _random_bits(key, bit_width, shape):
   if math.prod(shape) >= 2**32 or bit_width == 64:
     # What counts with 64 bits, which JAX has only inside of its own.
     return extend.threefry_prng_impl.random_bits(key, bit_width, shape)
-  x0, x1 = _hashed(key, shape)
+  x0, x1 = _hashed(key, tuple(shape))
   return (x0 ^ x1).astype(f"uint{bit_width}")
 
 

@@ -201,8 +201,11 @@ def _factor(multipliers, path):
 def _multiply(multipliers):
   def update(updates, state, params=None):
     del params
-    scale = lambda path, u: u * _factor(multipliers, path)
     return tree.map_with_path(scale, updates), state
+
+  def scale(path, u):
+    factor = _factor(multipliers, path)
+    return u if factor == 1.0 else u * factor
 
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 

@@ -32,16 +32,9 @@ class Writer:
     path = self._directory / "metrics.jsonl"
     self._file = _Rewritten(path) if "://" in str(path) else _Appended(path)
     self._failed = False
+    self._tensorboard, self._start = tensorboard, start
     self._events = self._events_at = None
     self.cut(start)
-    if tensorboard:
-      # Here, not above: a machine that only trains need not have it.
-      import tensorboardX
-
-      folder = self._directory / "tensorboard"
-      if isinstance(self._file, _Rewritten):
-        self._events_at, folder = folder, tempfile.mkdtemp(prefix="vlp_jax")
-      self._events = tensorboardX.SummaryWriter(str(folder), purge_step=start or None)
 
   def cut(self, step: int) -> None:
     """Leaves out what is beyond this step: the run goes on from there."""
@@ -72,10 +65,21 @@ class Writer:
         f"log: {self._file.path} cannot be written: {error}. Make room there and start"
         " again: the run goes on from its last whole checkpoint."
       ) from error
-    if self._events:
+    if self._tensorboard:
+      self._events = self._events or self._open_events()
       for key, value in plain.items():
         if isinstance(value, int | float):
           self._events.add_scalar(key, value, step)
+
+  def _open_events(self):
+    # Here, not above: it imports PyTorch where there is one, which takes a second. By
+    # now a step has been logged, and the device has the next.
+    import tensorboardX
+
+    folder = self._directory / "tensorboard"
+    if isinstance(self._file, _Rewritten):
+      self._events_at, folder = folder, tempfile.mkdtemp(prefix="vlp_jax")
+    return tensorboardX.SummaryWriter(str(folder), purge_step=self._start or None)
 
   def flush(self) -> None:
     """What is written so far is in its place, if the place takes it."""

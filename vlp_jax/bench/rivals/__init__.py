@@ -11,6 +11,7 @@ import os
 import pathlib
 from typing import Any
 
+from vlp_jax import memory
 from vlp_jax.bench import timing
 
 SHARED = ("__init__", "layers", "training")
@@ -51,7 +52,8 @@ def start(
   root = str(pathlib.Path(__file__).parents[3])
   paths = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
   argv = ["-m", f"{__name__}.{name}", said]
-  return timing.Child(argv, python=python, env={"PYTHONPATH": paths})
+  env = {"PYTHONPATH": paths} | memory.as_it_comes()
+  return timing.Child(argv, python=python, env=env)
 
 
 def sizes(program: Any) -> dict[str, Any]:

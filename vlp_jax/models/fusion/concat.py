@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from vlp_jax.models import tokens as tokens_lib
 from vlp_jax.nn import block
+from vlp_jax.nn import dropout as dropout_lib
 from vlp_jax.nn import linear
 from vlp_jax.nn import pool as pool_lib
 from vlp_jax.ops import mask as mask_lib
@@ -59,7 +60,7 @@ class Fusion(nn.Module):
       init_std=self.init_std,
       dtype=self.dtype,
     )
-    self.drop = nn.Dropout(self.dropout)
+    self.drop = dropout_lib.Dropout(self.dropout)
 
   def __call__(
     self,

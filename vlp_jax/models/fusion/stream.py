@@ -14,6 +14,7 @@ from vlp_jax.models import tokens as tokens_lib
 from vlp_jax.models.fusion import widths
 from vlp_jax.nn import attention as attention_lib
 from vlp_jax.nn import block
+from vlp_jax.nn import dropout as dropout_lib
 from vlp_jax.nn import embed
 from vlp_jax.nn import linear
 from vlp_jax.nn import pool as pool_lib
@@ -76,7 +77,7 @@ class Fusion(nn.Module):
       )
     self.type = embed.Embed(self.types, width, axis="pos", dtype=self.dtype)
     self.first_norm = linear.LayerNorm(self.norm_eps, self.dtype, name="norm")
-    self.drop = nn.Dropout(self.dropout)
+    self.drop = dropout_lib.Dropout(self.dropout)
     self.blocks = block.stack(self)
     self.pooler = pool_lib.TanhPool(
       width, init_std=self.init_std, dtype=self.dtype, name="pool"
