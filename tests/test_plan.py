@@ -10,7 +10,6 @@ import subprocess
 import sys
 
 import jax
-import numpy as np
 import pytest
 
 from vlp_jax import cli
@@ -18,7 +17,6 @@ from vlp_jax import config as config_lib
 from vlp_jax import config_file
 from vlp_jax import plan as plan_lib
 from vlp_jax.planning import compiled as compiled_lib
-from vlp_jax.planning import fit
 from vlp_jax.planning import hardware
 from vlp_jax.planning import make
 from vlp_jax.planning import measure
@@ -232,120 +230,8 @@ def test_model_flops_are_of_what_is_computed_once():
   assert once.objectives["itc"] == run.objectives["itc"]
 
 
-def fake(choice, *, needed, step):
-  return dataclasses.replace(
-    BARE,
-    needed=needed,
-    memory={"activations and temporaries": needed - 1.0},
-    seconds=dict(BARE.seconds, step=step),
-    overrides=choice.overrides,
-  )
-
-
-BARE = result.Plan(
-  config="c",
-  overrides=(),
-  topology="cpu:8",
-  devices=8,
-  mesh={},
-  batch_size=16,
-  steps=1,
-  parameters=1,
-  note=None,
-  memory={},
-  needed=0.0,
-  capacity=10.0,
-  usable=10.0,
-  model_flops=1.0,
-  compiled_flops=1.0,
-  collectives={},
-  seconds=dict(compute=1.0, memory=1.0, interconnect=1.0, serial=1.0, step=1.0),
-  limit="compute",
-  peak=1.0,
-  compile_seconds=0.0,
-  unknown_loops=(),
-  advice=(),
-  versions={},
-)
-
-
-def search(needs, **states):
-  """What `fit.search` finds and compiles, where (fsdp, tensor, remat) takes `needs`."""
-  asked = []
-
-  def plan_of(choice):
-    mesh = dict(choice.mesh)
-    key = (mesh["fsdp"], mesh["tensor"], choice.remat)
-    asked.append((*key, choice.accumulate))
-    slow = fit.REMAT.index(choice.remat) + 10 * mesh["fsdp"] + 100 * mesh["tensor"]
-    slow += 1000 * choice.accumulate
-    needed = 1.0 + (needs(*key) - 1.0) / choice.accumulate
-    return fake(choice, needed=needed, step=float(slow))
-
-  found = fit.search(
-    config_lib.run(load("batch_size=16")),
-    8,
-    state_of=lambda run: states.get(f"fsdp{run.sharding['mesh']['fsdp']}", 1.0),
-    plan_of=plan_of,
-    usable=10.0,
-    tell=lambda line: None,
-  )
-  return found, asked
-
-
-def test_fit_stops_at_once_where_nothing_has_to_be_given_up():
-  found, asked = search(lambda *key: 5.0)
-  assert asked == [(1, 1, "none", 1)]
-  assert found[0].overrides == (
-    "--config.sharding.mesh.data=8",
-    "--config.sharding.mesh.fsdp=1",
-    "--config.sharding.mesh.tensor=1",
-    "--config.model.remat=none",
-  )
-
-
-def test_fit_takes_the_fastest_that_fits():
-  def needs(fsdp, tensor, remat):
-    return 5.0 if remat == "full" or (fsdp > 1 and remat == "dots_no_batch") else 50.0
-
-  found, asked = search(needs)
-  # All data with full remat: step 113; fsdp 8 is slower here.
-  assert found[0].remat == "full"
-  assert dict(found[0].mesh)["fsdp"] == 1
-  assert (8, 1, "dots_no_batch", 1) in asked
-  assert (8, 1, "full", 1) not in asked
-
-
-@pytest.mark.parametrize("least", fit.REMAT)
-def test_fit_takes_the_least_remat_that_fits(least):
-  enough = fit.REMAT[fit.REMAT.index(least) :]
-  found, asked = search(lambda fsdp, tensor, remat: 5.0 if remat in enough else 50.0)
-  assert found[0].remat == least
-  assert len([key for key in asked if key[:2] == (1, 1)]) <= 3
-
-
-def test_fit_compiles_nothing_where_the_state_alone_is_too_large():
-  found, asked = search(lambda *key: 5.0, fsdp1=11.0)
-  assert {key[0] for key in asked} == {8}
-  assert dict(found[0].mesh)["fsdp"] == 8
-  assert search(lambda *key: 5000.0)[0] is None
-
-
-def test_fit_accumulates_where_remat_does_not_do():
-  found, asked = search(lambda *key: 50.0)
-  assert (found[0].remat, found[0].accumulate) == ("full", 8)
-  assert found[0].overrides[-1] == "--config.accumulate=8"
-  # Of 49 in 9: two and four microbatches cannot do.
-  assert {key[-1] for key in asked} == {1, 8}
-
-
 def test_measured_beside_predicted(planned):
-  plan, job = planned
-  batch = measure.random_batch(job)
-  assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
-    k: (v.shape, v.dtype) for k, v in job.batch.items()
-  }
-  assert len(np.unique(batch["image_id"])) == job.config.batch_size
+  plan, _ = planned
   seen = measure.Measured(
     step=3 * plan.seconds["step"],
     steps=2,
@@ -358,8 +244,26 @@ def test_measured_beside_predicted(planned):
   unseen = dataclasses.replace(seen, peak=None)
   assert "does not say" in measure.render(plan, unseen)
   assert measure.as_json(plan, unseen)["memory_ratio"] is None
-  with pytest.raises(ValueError, match="--steps=0"):
-    measure.run(job, steps=0)
+  quick = dataclasses.replace(seen, step=0.5 * plan.seconds["step"])
+  assert "stays in a cache" in measure.render(plan, quick)
+  assert "stays in a cache" not in measure.render(plan, seen)
+
+
+def test_what_cannot_be_measured_is_told_before_compiling():
+  config = config_lib.run(load("accumulate=2", "accumulate_stream=True"))
+  with pytest.raises(ValueError, match="say --config.accumulate_stream=False"):
+    measure.check(config, 5)
+  with pytest.raises(ValueError, match="--steps=0: want 1 or more"):
+    measure.check(config_lib.run(load()), 0)
+
+
+def test_short_runs_and_single_devices_are_told_as_such(planned):
+  one = dataclasses.replace(planned[0], mesh=dict(data=1, fsdp=1, tensor=1), steps=8)
+  one = dataclasses.replace(one, seconds=one.seconds | dict(step=0.1))
+  text = result.render(one)
+  assert "on cpu:8: 1 device\n" in text and "at least 0.8 seconds" in text
+  slow = dataclasses.replace(one, seconds=one.seconds | dict(step=90.0))
+  assert "at least 12.0 minutes" in result.render(slow)
 
 
 def test_measuring_runs_the_step(planned):

@@ -12,6 +12,7 @@ from vlp_jax import config as config_lib
 from vlp_jax import feeds as feeds_lib
 from vlp_jax.data import columns as columns_lib
 from vlp_jax.data import pp
+from vlp_jax.data import vocab as vocab_lib
 
 
 def of(
@@ -77,6 +78,50 @@ def with_sizes(
     if key in batch
   }
   return {**batch, **sizes}
+
+
+def noise(
+  specs: Mapping[str, Any], vocab: vocab_lib.Vocab, *, seed: int = 0
+) -> dict[str, Any]:
+  """A global batch of these shapes that stands for real ones, on the host.
+
+  Images are noise, texts any words at full length, image ids all different; the rest,
+  labels and the like, is 0, which is one of them wherever they are counted.
+
+  Args:
+    specs: ShapeDtypeStructs; of several kinds of data, {kind: those}.
+    vocab: of the text tower.
+  """
+  rng = np.random.default_rng(seed)
+  special = (vocab.pad, vocab.unk, vocab.cls, vocab.sep, vocab.mask)
+  special += (vocab.dec, vocab.enc)
+  known = [number for number in special if number is not None]
+  words = np.setdiff1d(np.arange(vocab.size), known)
+  out = {}
+  for name, spec in specs.items():
+    if isinstance(spec, Mapping):
+      out[name] = noise(spec, vocab, seed=seed)
+      continue
+    shape, dtype = spec.shape, spec.dtype
+    if dtype == np.bool_:
+      out[name] = np.ones(shape, bool)
+    elif dtype == np.uint8:
+      out[name] = rng.integers(0, 256, shape, np.uint8)
+    elif np.issubdtype(dtype, np.floating):
+      out[name] = rng.standard_normal(shape, np.float32).astype(dtype)
+    elif name.endswith("image_id"):
+      out[name] = np.arange(shape[0], dtype=dtype)
+    elif name.endswith("_size"):
+      sides = specs[name.removesuffix("_size")].shape[1:3]
+      out[name] = np.broadcast_to(np.asarray(sides, dtype), shape)
+    elif name.startswith("text"):
+      ids = words[rng.integers(0, len(words), shape)].astype(dtype)
+      if len(shape) > 1:
+        ids[..., 0] = vocab.cls
+      out[name] = ids
+    else:
+      out[name] = np.zeros(shape, dtype)
+  return out
 
 
 def check_takes_sizes(encoder: Any, *, grids: bool = False) -> None:

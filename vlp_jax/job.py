@@ -226,6 +226,20 @@ def stepping(job: Job) -> stepping_lib.Whole | stepping_lib.Streamed:
   return stepping_lib.Whole(judged(accumulate.make_train_step(stages)), *where)
 
 
+def fresh_state(job: Job) -> step_lib.TrainState:
+  """The state that a run starts from, where it starts from no other model's weights."""
+  return step_lib.init_state(
+    job.pretrainer,
+    job.tx,
+    job.batch,
+    seed=job.config.seed,
+    ema=job.has_teacher,
+    mesh=job.mesh,
+    sharding=job.sharding,
+    where=job.abstract_state,
+  )
+
+
 def programs(job: Job) -> list[stepping_lib.Program]:
   """All that a step of the run compiles, with the shapes it is called with."""
   return stepping(job).programs

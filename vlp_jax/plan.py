@@ -12,11 +12,14 @@ what the hardware's peak rates allow; a real step takes longer.
 
 import argparse
 from collections.abc import Sequence
+from concurrent import futures
+import functools
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import time
 
 from vlp_jax import card as card_lib
 from vlp_jax import cli
@@ -72,7 +75,15 @@ def _parser():
   add(
     "--fit",
     action="store_true",
-    help="tries meshes and remat policies, and prints the fastest that fits",
+    help="tries meshes, remat policies and microbatches, and prints the fastest that"
+    " fits; Ctrl-C: the fastest so far",
+  )
+  add(
+    "--limit",
+    type=float,
+    default=900,
+    metavar="SECONDS",
+    help="of --fit: after so long what has been found has to do (900)",
   )
   add(
     "--measure",
@@ -151,18 +162,24 @@ def _plan(args, config, run, overrides, topology):
 
 def _fit(args, run, known, overrides, topology, devices, chip):
   from vlp_jax.planning import fit
+  from vlp_jax.planning import kept
   from vlp_jax.planning import make
-  from vlp_jax.planning import result
   from vlp_jax.planning import run as run_lib
 
   flops = []
 
   def state_of(config):
     job, _ = run_lib.job(config, known, devices)
+    _ = job.layout  # There is one, or it says why not.
     return sum(make.resident(job).values())
 
+  def kept_of(config):
+    job, _ = run_lib.job(config, known, devices)
+    return kept.of_step(job)
+
   def plan_of(choice):
-    plan, _, _ = make.plan(
+    made = functools.partial(
+      make.plan,
       choice.of(run),
       known,
       topology,
@@ -173,29 +190,71 @@ def _fit(args, run, known, overrides, topology, devices, chip):
       model_flops=flops[0] if flops else None,
       exact=args.exact,
     )
+    plan, _, _ = _apart(made)
     flops.append(plan.model_flops)
     return plan
 
   def tell(line):
-    print(line, file=sys.stderr, flush=True)
+    print(f"[{time.monotonic() - begun:4.0f} s] {line}", file=sys.stderr, flush=True)
 
+  begun = time.monotonic()
   found = fit.search(
     run,
     len(devices),
     state_of=state_of,
+    kept_of=kept_of,
     plan_of=plan_of,
     usable=chip.usable,
     tell=tell,
+    late=lambda: time.monotonic() - begun > args.limit,
   )
-  if found is None:
+  _tell_found(found, args, topology)
+  if found.ended == "interrupted":
+    # A compiler is at work in another thread, and does not let itself be stopped.
+    sys.stdout.flush()
+    os._exit(cli.EXIT_INTERRUPTED)
+
+
+def _tell_found(found, args, topology):
+  """Prints what `fit.search` found, and how far it has looked.
+
+  Raises:
+    ValueError: it found nothing.
+  """
+  from vlp_jax.planning import result
+
+  seconds = sum(plan.compile_seconds for plan in found.compiled.values())
+  looked = f"{len(found.compiled)} compiled, in {seconds:.0f} s"
+  if found.best is None:
+    if found.ended is not None:
+      print(
+        f"plan: --fit: {found.ended}; nothing that fits yet ({looked})", file=sys.stderr
+      )
+      return
     raise ValueError(
       f"plan: --fit: {args.config} does not fit {topology.name} in any way that was"
       " tried: take more chips, a smaller batch_size, or model.dtype='bfloat16'."
     )
-  choice, plan = found
-  print(json.dumps(plan.json(), indent=2) if args.json else result.render(plan))
-  if not args.json:
-    print("\nthe fastest that fits:", " ".join(choice.overrides))
+  choice, plan = found.best
+  if args.json:
+    print(json.dumps(plan.json() | {"ended": found.ended}, indent=2))
+    return
+  print(result.render(plan))
+  said = "the fastest that fits" if found.ended is None else "the fastest so far"
+  print(f"\n{said}: {' '.join(choice.overrides)}")
+  print(f"({looked}{'' if found.ended is None else f'; {found.ended}'})")
+
+
+def _apart(call):
+  """The result of a call in a thread of its own.
+
+  Ctrl-C is heard at once, and not when the compiler is done.
+  """
+  pool = futures.ThreadPoolExecutor(1, "compiling")
+  try:
+    return pool.submit(call).result()
+  finally:
+    pool.shutdown(wait=False)
 
 
 def _measure(args, overrides):
@@ -218,9 +277,11 @@ def _measure(args, overrides):
   known = run_lib.facts(
     args.config, config, vocabulary=args.vocabulary, examples=args.examples
   )
+  run = config_lib.run(config)
+  measure.check(run, args.steps)
   chip = hardware.CHIPS.get(topology.kind) or measure.cpu(topology.devices)
   plan, job, _ = make.plan(
-    config_lib.run(config),
+    run,
     known,
     topology,
     devices,

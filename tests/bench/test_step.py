@@ -9,10 +9,11 @@ import sys
 import pytest
 
 from vlp_jax.bench import peak
-from vlp_jax.bench import program as program_lib
+from vlp_jax.bench import program
 from vlp_jax.bench import rivals
 from vlp_jax.bench import step
 from vlp_jax.bench import suite
+from vlp_jax.planning import flops
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = str(ROOT / "configs" / "clip.py:tiny")
@@ -69,21 +70,32 @@ def test_its_numbers_agree(results):
   assert all(value > 0 for value in results["seconds"].values())
 
 
+def model_flops(job):
+  return flops.of_step(job, job.pretrainer.model.text.vocab)
+
+
 def test_flops_are_those_of_the_model_and_not_of_rematerialisation():
   few = ["--config.model.image.depth=1", "--config.model.text.depth=1"]
-  plain = program_lib.load(TINY, few, batch_size=8)
-  again = program_lib.load(TINY, [*few, "--config.model.remat='full'"], batch_size=8)
-  more = program_lib.load(TINY, [few[1]], batch_size=8)
-  assert again.model_flops() == plain.model_flops()
+  plain = program.load(TINY, few, batch_size=8)
+  again = program.load(TINY, [*few, "--config.model.remat='full'"], batch_size=8)
+  more = program.load(TINY, [few[1]], batch_size=8)
+  assert model_flops(again) == model_flops(plain)
   # The second layer of the image tower: 16 patches and a class token, width 32.
   tokens, width, mlp = 17, 32, 64
   layer = 2 * tokens * (4 * width**2 + 2 * width * mlp + 2 * tokens * width)
-  assert more.model_flops() - plain.model_flops() == 3 * 8 * layer
+  assert model_flops(more) - model_flops(plain) == 3 * 8 * layer
 
 
-def test_accumulation_is_refused():
+def test_what_is_not_one_program_is_refused():
   with pytest.raises(ValueError, match=r"set --config.accumulate=1"):
-    program_lib.load(TINY, ["--config.accumulate=2"], batch_size=8)
+    program.load(TINY, ["--config.accumulate=2"], batch_size=8)
+  with pytest.raises(ValueError, match=r"data.kinds \(images, texts\): with --real"):
+    step.measure(str(ROOT / "configs" / "flava.py:tiny"), batch_size=8, real=True)
+
+
+def test_of_several_kinds_of_data_all_are_in_the_step():
+  job = program.load(str(ROOT / "configs" / "flava.py:tiny"), batch_size=8)
+  assert set(job.batch) == {"pairs", "images", "texts"}
 
 
 def test_published_peaks():
@@ -98,18 +110,15 @@ def test_a_config_without_a_card_wants_a_vocabulary(tmp_path):
   own = tmp_path / "mine.py"
   own.write_text("import runpy\n" + (ROOT / "configs" / "clip.py").read_text())
   with pytest.raises(FileNotFoundError, match="say --vocabulary=N"):
-    program_lib.load(f"{own}:tiny")
-  program = program_lib.load(f"{own}:tiny", vocabulary=50, batch_size=8)
-  assert program.vocab.size == 50
-  text = program.host_batch()["text"]
-  assert text.shape == (8, 16)
-  assert text.max() < 50
+    program.load(f"{own}:tiny")
+  job = program.load(f"{own}:tiny", vocabulary=50, batch_size=8)
+  assert job.pretrainer.model.text.vocab.size == 50
 
 
 def test_unknown_rivals_and_options_are_told(capsys):
-  program = program_lib.load(TINY, batch_size=8)
+  job = program.load(TINY, batch_size=8)
   with pytest.raises(ValueError, match="did you mean 'open_clip'"):
-    rivals.start("openclip", program)
+    rivals.start("openclip", job)
   for argv in (["--repeats=2"], [f"--config={TINY}", "--repeats=0"]):
     with pytest.raises(SystemExit):
       step.main(argv)
@@ -119,15 +128,13 @@ def test_unknown_rivals_and_options_are_told(capsys):
 
 
 def test_rivals_are_told_our_sizes():
-  program = program_lib.load(
-    str(ROOT / "configs" / "albef.py:tiny"), suite.ALONE, batch_size=8
-  )
-  sizes = rivals.sizes(program)
+  job = program.load(str(ROOT / "configs" / "albef.py:tiny"), suite.ALONE, batch_size=8)
+  sizes = rivals.sizes(job)
   assert json.loads(json.dumps(sizes)) == sizes
   assert sizes["image"] == dict(width=32, depth=2, num_heads=2, mlp_dim=64, act="gelu")
   assert sizes["fusion"]["depth"] == 2
   assert (sizes["res"], sizes["patch"], sizes["length"]) == (32, 16, 16)
-  assert program.abstract_state.ema is None
+  assert job.abstract_state.ema is None
 
 
 @pytest.mark.slow
@@ -169,8 +176,8 @@ def test_the_entries_for_a_gpu_are_configs_that_build():
     assert ("--torch_compile" in argv) == (entry.against is not None)
     config = next(a for a in argv if a.startswith("--config="))
     overrides = [a for a in argv if a.startswith("--config.")]
-    program = program_lib.load(
+    job = program.load(
       config.removeprefix("--config="), overrides, batch_size=entry.batch_size
     )
-    assert program.pretrainer.model.dtype == "bfloat16"
-    assert program.batch["image"].shape[0] == entry.batch_size
+    assert job.pretrainer.model.dtype == "bfloat16"
+    assert job.batch["image"].shape[0] == entry.batch_size

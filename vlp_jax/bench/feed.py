@@ -9,7 +9,7 @@ import ml_collections
 from vlp_jax import batch as batch_lib
 from vlp_jax import config as config_lib
 from vlp_jax import job as job_lib
-from vlp_jax.bench import program as program_lib
+from vlp_jax.bench import program
 from vlp_jax.data import columns as columns_lib
 from vlp_jax.data import pipeline
 from vlp_jax.training import sharding
@@ -17,15 +17,16 @@ from vlp_jax.training import timing
 
 
 def open_feed(
-  given: ml_collections.ConfigDict, stack: contextlib.ExitStack
-) -> tuple[program_lib.Program, timing.Waiting]:
-  """(the program of a config, its batches on the device); the stack ends them."""
+  spec: str, given: ml_collections.ConfigDict, stack: contextlib.ExitStack
+) -> tuple[job_lib.Job, timing.Waiting]:
+  """(the job of a config, its batches on the device); the stack ends them."""
   folder = stack.enter_context(tempfile.TemporaryDirectory())
   config = config_lib.run(given)
-  if config.accumulate != 1:
+  program.check(config, spec)
+  if config.data.kinds:
     raise ValueError(
-      f"bench: accumulate={config.accumulate}: what is timed is a step that is one"
-      " program: set --config.accumulate=1 and --batch_size to the microbatch's."
+      f"bench: {spec}: data.kinds ({', '.join(config.data.kinds)}): with --real, a step"
+      " reads pairs alone: leave --real out."
     )
   job = job_lib.make(config, pathlib.Path(folder))
   objectives = job.pretrainer.objectives
@@ -43,4 +44,4 @@ def open_feed(
   stack.enter_context(contextlib.closing(batches))
   fitting = batch_lib.check(job, batches)
   ahead = timing.Waiting(sharding.prefetch(fitting, job.mesh))
-  return program_lib.of_job(job), ahead
+  return job, ahead

@@ -110,8 +110,12 @@ def measure(
   # Here, not above: --help and a wrong option need not wait for jax.
   import jax
 
+  from vlp_jax import batch as batch_lib
+  from vlp_jax import job as job_lib
   from vlp_jax.bench import peak
-  from vlp_jax.bench import program as program_lib
+  from vlp_jax.bench import program
+  from vlp_jax.ops import tree
+  from vlp_jax.planning import flops
   from vlp_jax.training import sharding
 
   with contextlib.ExitStack() as stack:
@@ -120,13 +124,11 @@ def measure(
       # Here: it needs TensorFlow, and the rest does not.
       from vlp_jax.bench import feed as feed_lib
 
-      given = program_lib.given(spec, overrides, batch_size=batch_size)
-      program, feed = feed_lib.open_feed(given, stack)
+      given = program.given(spec, overrides, batch_size=batch_size)
+      job, feed = feed_lib.open_feed(spec, given, stack)
     else:
-      program = program_lib.load(
-        spec, overrides, batch_size=batch_size, vocabulary=vocabulary
-      )
-    device = program.mesh.devices.flat[0]
+      job = program.load(spec, overrides, batch_size=batch_size, vocabulary=vocabulary)
+    device = job.mesh.devices.flat[0]
     on_cpu = device.platform == "cpu"
     steps = steps or (1 if on_cpu else 5)
     rival = None
@@ -134,21 +136,22 @@ def measure(
       from vlp_jax.bench import rivals
 
       rival = rivals.start(
-        against, program, python=python, compiled=torch_compile, steps=steps
+        against, job, python=python, compiled=torch_compile, steps=steps
       )
       stack.callback(rival.close)
       if on_cpu:
         # What is timed of our compiling must not share the cores with it.
         _ = rival.about
-    dtype = program.pretrainer.model.dtype
-    model_flops = program.model_flops()
+    vocab = job.pretrainer.model.text.vocab
+    dtype = job.pretrainer.model.dtype
+    model_flops = flops.of_step(job, vocab)
     built = time.perf_counter()
-    lowered = program.lower()
+    lowered = program.lower(job)
     lowered_at = time.perf_counter()
     compiled = lowered.compile()
     done = time.perf_counter()
-    state = program.state()
-    batch = sharding.put_batch(program.host_batch(), program.mesh)
+    state = job_lib.fresh_state(job)
+    batch = sharding.put_batch(batch_lib.noise(job.batch, vocab), job.mesh)
 
     def run(times):
       nonlocal state
@@ -175,22 +178,22 @@ def measure(
       from vlp_jax.bench import profile as profile_lib
 
       traced = profile_lib.kernels(lambda: run(steps), steps)
-  size = program.config.batch_size
+  size = job.config.batch_size
   rate = product_flops / times["matmul"].best
   top = published if published is not None else rate
   # Devices that a CPU pretends to have share its cores.
-  top *= 1 if on_cpu else program.mesh.size
+  top *= 1 if on_cpu else job.mesh.size
   results = {
     "config": spec,
     "overrides": list(overrides),
     "device": {
       "kind": device.device_kind,
       "platform": device.platform,
-      "count": program.mesh.size,
+      "count": job.mesh.size,
     },
     "dtype": dtype,
     "batch_size": size,
-    "parameters": program.parameters(),
+    "parameters": tree.size(job.abstract_state.params),
     "model_flops_per_step": model_flops,
     "peak": {
       "flops_per_second": top,

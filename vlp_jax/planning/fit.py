@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -11,8 +12,11 @@ from vlp_jax.planning import run as run_lib
 
 # From what is fastest to what takes least memory; see `nn/block.py`.
 REMAT = ("none", "dots", "dots_no_batch", "full")
-# Microbatches of exact accumulation, which runs the encoders' forward once more.
-ACCUMULATE = (2, 4, 8, 16, 32, 64, 128, 256)
+# Of what one choice was seen to take, another is sure to take this much of what is
+# derived from it: compilers differ by some percent from mesh to mesh.
+SURE = 0.9
+# A chip pads arrays to its tiles, to at most twice as much (heads of 64 on a TPU).
+PADDED = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +46,35 @@ class Choice:
       sharding=config.sharding | dict(mesh=dict(self.mesh)),
     )
 
+  def __str__(self) -> str:
+    pieces = f", accumulate {self.accumulate}" * (self.accumulate > 1)
+    return f"{_axes(self.mesh)}, remat {self.remat}{pieces}"
+
+
+def _axes(mesh):
+  said = ", ".join(f"{axis} {size}" for axis, size in mesh if size > 1)
+  return said or "one device"
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """What a search ended with.
+
+  Attributes:
+    best: the fastest choice that fits, and its plan; None: there is none.
+    compiled: all that were. ended: why there are no more; None: there is no need.
+  """
+
+  best: tuple[Choice, result.Plan] | None
+  compiled: dict[Choice, result.Plan]
+  ended: str | None = None
+
 
 def meshes(config: config_lib.Run, devices: int) -> Iterator[dict[str, int]]:
-  """Splits of the devices that the batch and the heads allow, least traffic first.
+  """Splits of the devices that the batch and the heads allow.
 
-  All data; fsdp within a host of eight, and over all; a tensor axis of 2, 4 or 8.
+  With a tensor axis of 1, 2, 4 or 8: the state split within a host of eight, which
+  takes less than whole on each device and sends little; whole; split over all.
   """
   heads = [
     tower["num_heads"]
@@ -57,9 +85,9 @@ def meshes(config: config_lib.Run, devices: int) -> Iterator[dict[str, int]]:
     if devices % tensor or any(number % tensor for number in heads):
       continue
     left = devices // tensor
-    if config.batch_size % left:
+    if config.batch_size // config.accumulate % left:
       continue
-    for fsdp in dict.fromkeys((1, math.gcd(left, 8), left)):
+    for fsdp in dict.fromkeys((math.gcd(left, 8), 1, left)):
       yield dict(data=left // fsdp, fsdp=fsdp, tensor=tensor)
 
 
@@ -68,87 +96,155 @@ def search(
   devices: int,
   *,
   state_of: Callable[[config_lib.Run], float],
+  kept_of: Callable[[config_lib.Run], float],
   plan_of: Callable[[Choice], result.Plan],
   usable: float,
   tell: Callable[[str], Any],
-) -> tuple[Choice, result.Plan] | None:
-  """The fastest choice that fits, or None where none does.
+  late: Callable[[], bool] = lambda: False,
+) -> Found:
+  """Looks for the fastest choice that fits.
 
-  For each mesh the fastest policy that fits is the best: a policy that keeps less
-  computes more. The fastest of all is tried first, the others by bisection. Where even
-  full remat does not fit, the batch is accumulated in microbatches, as few as will do.
-  Where the state alone does not fit, nothing is compiled. The search ends at the first
-  mesh that fits without remat: those behind it send more and compute no less.
+  Compiling is what takes time. What is known not to fit is left out (`_Search.least`);
+  so is a policy that keeps less where one that keeps more fits, since it computes more,
+  and a wider tensor axis where a narrower one fits, since it sends and keeps more.
+  Where nothing fits, the batch is accumulated in microbatches, as few as will do.
 
   Args:
-    state_of: bytes of a device that the state takes, by shapes alone.
-    plan_of: compiles a choice; raises ValueError where there is no such step.
-    usable: bytes. tell: is told of each.
+    state_of: bytes of a device that the state takes, by shapes alone; raises ValueError
+      where there is no such step.
+    kept_of: see `kept.of_step`. plan_of: compiles a choice.
+    usable: bytes. tell: is told of each choice.
+    late: whether what has been found has to do.
   """
-  best = None
-  for mesh in meshes(config, devices):
-    axes = tuple(mesh.items())
-    said = (
-      ", ".join(f"{axis} {size}" for axis, size in axes if size > 1) or "one device"
-    )
-    state = state_of(Choice(axes, REMAT[-1], config.accumulate).of(config))
-    if state > usable:
-      tell(f"{said}: the state alone takes {state / result.GIB:.1f} GiB")
-      continue
-    found = _of_mesh(axes, config.accumulate, plan_of, usable, tell)
-    if found is None:
-      continue
-    if best is None or found[1].seconds["step"] < best[1].seconds["step"]:
-      best = found
-    if (found[0].remat, found[0].accumulate) == (REMAT[0], config.accumulate):
-      break
-  return best
+  run = _Search(config, devices, state_of, kept_of, plan_of, usable, tell, late)
+  try:
+    run.whole()
+    if run.best is None:
+      run.accumulated()
+  except (_LateError, KeyboardInterrupt) as error:
+    ended = "the time is up" if isinstance(error, _LateError) else "interrupted"
+    return Found(run.best, run.compiled, ended)
+  return Found(run.best, run.compiled)
 
 
-def _of_mesh(axes, accumulate, plan_of, usable, tell):
-  """The first choice of a mesh that fits, and its plan; None: there is none."""
+class _LateError(Exception):
+  """There is no time to compile another."""
 
-  def compiled(remat, accumulate):
-    choice = Choice(axes, remat, accumulate)
-    plan = plan_of(choice)
-    tell(_line(choice, plan))
-    return choice, plan
 
-  choice, plan = compiled(REMAT[0], accumulate)
-  if plan.fits:
-    return choice, plan
-  # Among the others by bisection: what keeps less takes less.
-  found, low, high = None, 1, len(REMAT) - 1
-  while low <= high:
-    middle = (low + high) // 2
-    choice, plan = compiled(REMAT[middle], accumulate)
-    if plan.fits:
-      found, high = (choice, plan), middle - 1
-    else:
-      low = middle + 1
-  if found is not None:
-    return found
-  rest = plan.memory["activations and temporaries"]
-  room = usable - (plan.needed - rest)
-  for count in ACCUMULATE:
-    # Activations shrink at best in proportion; what cannot fit is not compiled.
-    if count <= accumulate or rest * accumulate / count > room:
-      continue
+class _Search:
+  """A search under way.
+
+  Attributes:
+    best: (choice, plan) of the fastest that fits so far, or None.
+    compiled: {choice: plan}.
+  """
+
+  def __init__(self, config, devices, state_of, kept_of, plan_of, usable, tell, late):
+    self._config, self._devices, self._usable = config, devices, usable
+    self._plan_of, self._tell, self._late = plan_of, tell, late
+    self._meshes = [tuple(mesh.items()) for mesh in meshes(config, devices)]
+    self.best, self.compiled = None, {}
+
+    # The state is the same for every policy, what is kept for every mesh.
+    def state(mesh, accumulate=config.accumulate):
+      return state_of(Choice(mesh, REMAT[-1], accumulate).of(config))
+
+    def kept(remat):
+      choice = Choice(self._meshes[0], remat, config.accumulate)
+      return kept_of(choice.of(config)) / devices
+
+    self._state, self._kept = functools.cache(state), functools.cache(kept)
+
+  def whole(self):
+    """Tries each mesh with the policy that keeps most of those that fit."""
+    for mesh in self._narrow():
+      for remat in REMAT:
+        choice = Choice(mesh, remat, self._config.accumulate)
+        least = self.least(choice)
+        if least > self._usable:
+          self._tell(f"{choice}: at least {least / result.GIB:.1f} GiB, not compiled")
+        elif self._fits(choice):
+          break
+        if self.best is not None and remat == self.best[0].remat:
+          break
+
+  def accumulated(self):
+    """Tries each policy with as few microbatches as will do.
+
+    Which is fastest nobody knows before: microbatches of a policy that keeps less are
+    larger. The policy that is, is tried on the other meshes.
+    """
+    for mesh in self._narrow():
+      counts = self._counts(mesh)
+      if counts and not self._splits(mesh, counts[0]):
+        return  # No number will do.
+      for remat in REMAT if self.best is None else [self.best[0].remat]:
+        for count in counts:
+          choice = Choice(mesh, remat, count)
+          if self.least(choice) > self._usable:
+            continue
+          if not self._splits(mesh, count):
+            counts = [each for each in counts if each < count]
+            break
+          if self._fits(choice):
+            break
+
+  def _narrow(self):
+    """The meshes, up to the tensor axis of what has been found."""
+    for mesh in self._meshes:
+      if self.best is not None and mesh[-1] > self.best[0].mesh[-1]:
+        return
+      state = self._state(mesh)
+      if state > self._usable:
+        self._tell(f"{_axes(mesh)}: the state alone takes {state / result.GIB:.1f} GiB")
+        continue
+      yield mesh
+
+  def _counts(self, mesh):
+    """Numbers of microbatches that split the rows of a device, beyond the config's."""
+    sizes = dict(mesh)
+    rows = self._config.batch_size // (sizes["data"] * sizes["fsdp"])
+    return [n for n in range(self._config.accumulate + 1, rows + 1) if not rows % n]
+
+  def _splits(self, mesh, count):
+    """Whether there is a step of so many microbatches."""
     try:
-      choice, plan = compiled(REMAT[-1], count)
+      self._state(mesh, count)
     except ValueError as error:
-      tell(f"accumulate {count}: {error}")
-      return None
-    if plan.fits:
-      return choice, plan
-  return None
+      self._tell(f"{_axes(mesh)}: {error}")
+      return False
+    return True
 
+  def _fits(self, choice):
+    """Compiles a choice, and keeps it where it is the fastest."""
+    if self.best is not None and self._late():
+      raise _LateError
+    self._tell(f"{choice}: compiling …")
+    plan = self.compiled[choice] = self._plan_of(choice)
+    time = f"{plan.seconds['step'] * 1e3:.1f} ms" if plan.fits else "does not fit"
+    self._tell(f"{choice}: {plan.needed / result.GIB:.1f} GiB, {time}")
+    step = plan.seconds["step"] if plan.fits else math.inf
+    if step < (math.inf if self.best is None else self.best[1].seconds["step"]):
+      self.best = choice, plan
+    return plan.fits
 
-def _line(choice, plan):
-  said = ", ".join(f"{axis} {size}" for axis, size in choice.mesh if size > 1)
-  time = f"{plan.seconds['step'] * 1e3:.1f} ms" if plan.fits else "does not fit"
-  pieces = f", accumulate {choice.accumulate}" * (choice.accumulate > 1)
-  return (
-    f"{said or 'one device'}, remat {choice.remat}{pieces}:"
-    f" {plan.needed / result.GIB:.1f} GiB, {time}"
-  )
+  def least(self, choice: Choice) -> float:
+    """Bytes of a device that a choice takes at least, as far as is known.
+
+    The state, and what is kept for the backward pass. What was compiled says how much
+    comes on top: another mesh takes less by no more than what it splits of the state,
+    another policy by what it keeps less, padded; more microbatches by their share.
+    """
+    state = self._state(choice.mesh)
+    kept = self._kept(choice.remat) * self._config.accumulate / choice.accumulate
+    rest = kept
+    for other, plan in self.compiled.items():
+      if other.accumulate > choice.accumulate:
+        continue
+      there = self._kept(other.remat) * self._config.accumulate / choice.accumulate
+      held = self._state(other.mesh)
+      took = plan.needed - held - max(0.0, held - state)
+      took *= other.accumulate / choice.accumulate
+      took += (kept - there) * (1.0 if kept > there else PADDED)
+      rest = max(rest, SURE * took)
+    return state + rest

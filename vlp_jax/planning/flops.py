@@ -63,21 +63,21 @@ def of(jaxpr: Any) -> float:
     elif name == "cond":
       total += max(of(branch.jaxpr) for branch in eqn.params["branches"])
     elif name == "shard_map":
-      total += eqn.params["mesh"].size * of(_open(eqn.params["jaxpr"]))
+      total += eqn.params["mesh"].size * of(_opened(eqn.params["jaxpr"]))
     else:
-      total += sum(of(inner) for inner in _inner(eqn.params))
+      total += sum(of(each) for each in inner(eqn.params))
   return total
 
 
-def _open(jaxpr):
+def _opened(jaxpr):
   return jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
 
 
-def _inner(params):
-  """Jaxprs among the parameters of an equation: of jit, of custom derivatives."""
+def inner(params):
+  """Jaxprs among the parameters of an equation: of jit, of loops, of derivatives."""
   for value in params.values():
     if isinstance(value, (core.ClosedJaxpr, core.Jaxpr)):
-      yield _open(value)
+      yield _opened(value)
 
 
 def _dot(eqn):

@@ -9,14 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from vlp_jax import batch as batch_lib
+from vlp_jax import config as config_lib
 from vlp_jax import job as job_lib
 from vlp_jax.planning import hardware
 from vlp_jax.planning import result
 from vlp_jax.training import sharding as sharding_lib
-from vlp_jax.training import step as step_lib
-from vlp_jax.training import stepping as stepping_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,56 +57,28 @@ def here() -> tuple[str, list[jax.Device]]:
   return f"{name}:{'x'.join(map(str, sorted(spans[:axes])))}", devices
 
 
-def random_batch(job: job_lib.Job, seed: int = 0) -> dict[str, jax.Array]:
-  """A global batch of the right shapes, on the mesh: noise, every word counted."""
-  rng = np.random.default_rng(seed)
-  vocab = job.pretrainer.model.text.vocab
-  out = {}
-  for key, spec in job.batch.items():
-    if spec.dtype == np.bool_:
-      out[key] = np.ones(spec.shape, bool)
-    elif np.issubdtype(spec.dtype, np.floating):
-      out[key] = rng.standard_normal(spec.shape, np.float32).astype(spec.dtype)
-    elif key.endswith("image_id"):
-      out[key] = np.arange(spec.shape[0], dtype=spec.dtype)
-    elif key.endswith("_size"):
-      out[key] = np.broadcast_to(
-        np.asarray(job.batch[key.removesuffix("_size")].shape[1:3], spec.dtype),
-        spec.shape,
-      )
-    elif key.startswith("image"):
-      out[key] = rng.integers(0, 256, spec.shape).astype(spec.dtype)
-    elif key.startswith("text"):
-      out[key] = rng.integers(8, vocab.size, spec.shape).astype(spec.dtype)
-    else:
-      # Labels and the like: 0 is one of them wherever they are counted.
-      out[key] = np.zeros(spec.shape, spec.dtype)
-  return sharding_lib.put_batch(out, job.mesh)
-
-
-def run(job: job_lib.Job, *, steps: int) -> Measured:
-  """A few steps of the run on its mesh, after one that compiles.
+def check(config: config_lib.Run, steps: int) -> None:
+  """That `run` can be had, before anything is compiled.
 
   Raises:
     ValueError: fewer than one step, or one that the host streams.
   """
   if steps < 1:
     raise ValueError(f"plan: --steps={steps}: want 1 or more.")
-  step = job_lib.stepping(job)
-  if not isinstance(step, stepping_lib.Whole):
+  if config.accumulate_stream:
     raise ValueError(
-      "plan: --measure runs a step of one program: set accumulate_stream=False."
+      "config: accumulate_stream=True: plan --measure runs a step of one program: say"
+      " --config.accumulate_stream=False."
     )
-  state = step_lib.init_state(
-    job.pretrainer,
-    job.tx,
-    job.batch,
-    seed=job.config.seed,
-    ema=job.has_teacher,
-    mesh=job.mesh,
-    sharding=job.sharding,
+
+
+def run(job: job_lib.Job, *, steps: int) -> Measured:
+  """A few steps of the run on its mesh, after one that compiles; see `check`."""
+  step = job_lib.stepping(job)
+  state = job_lib.fresh_state(job)
+  batch = sharding_lib.put_batch(
+    batch_lib.noise(job.batch, job.pretrainer.model.text.vocab), job.mesh
   )
-  batch = random_batch(job)
   seconds = []
   with sharding_lib.use(job.mesh, job.sharding):
     for _ in range(steps + 1):
@@ -182,8 +153,15 @@ def render(plan: result.Plan, seen: Measured) -> str:
     f"  {'step, ms':<28}{seen.step * 1e3:>9.2f}  predicted {step * 1e3:.2f}:"
     f" {seen.step / step:.2f} times as long",
   ]
+  if seen.step < step:
+    lines.append(
+      f"  {'':<37}  less than main memory allows: much of it stays in a cache"
+    )
   if seen.peak is None:
-    lines.append(f"  {'memory':<28}{'–':>9}  this device does not say")
+    lines.append(
+      f"  {'memory, GiB':<28}{'–':>9}  predicted {_held(plan) / result.GIB:.2f};"
+      " this device (a CPU) does not say what is in use"
+    )
   else:
     lines.append(
       f"  {'memory, GiB':<28}{seen.peak / result.GIB:>9.2f}  predicted"

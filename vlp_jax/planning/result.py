@@ -98,7 +98,8 @@ def render(plan: Plan) -> str:
   mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1)
   said = " ".join([plan.config, *plan.overrides])
   lines = [
-    f"{said} on {plan.topology}: {plan.devices} devices ({mesh or 'one'})",
+    f"{said} on {plan.topology}: "
+    + (f"{plan.devices} devices ({mesh})" if mesh else "1 device"),
     f"{plan.parameters / 1e6:.1f} M parameters; {plan.steps:,} steps of"
     f" {plan.batch_size:,} examples",
   ]
@@ -180,8 +181,10 @@ def _work(number):
 def _days(days):
   if days >= 1:
     return f"{days:.1f} days"
-  hours = days * 24
-  return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"
+  for unit, name in ((3600, "hours"), (60, "minutes")):
+    if days * DAY >= unit:
+      return f"{days * DAY / unit:.1f} {name}"
+  return f"{days * DAY:.2g} seconds"
 
 
 def _versions(plan):

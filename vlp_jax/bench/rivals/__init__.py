@@ -25,16 +25,16 @@ def names() -> list[str]:
 
 def start(
   name: str,
-  program: Any,
+  job: Any,
   *,
   python: str | None = None,
   compiled: bool = False,
   steps: int = 1,
 ) -> timing.Child:
-  """The process of a rival, of the sizes of a program; `about` waits for its start.
+  """The process of a rival, of the sizes of a job; `about` waits for its start.
 
   Args:
-    name: a file of this folder. program: see `bench/program.py`.
+    name: a file of this folder. job: a `job.Job`.
     python: an interpreter that has its packages. compiled: by torch.compile.
     steps: of a round; the time is that of one.
 
@@ -48,7 +48,7 @@ def start(
       f"bench step: --against={name}: no such rival{hint} There are"
       f" {', '.join(names())}."
     )
-  said = json.dumps(sizes(program) | {"compiled": compiled, "steps": steps})
+  said = json.dumps(sizes(job) | {"compiled": compiled, "steps": steps})
   root = str(pathlib.Path(__file__).parents[3])
   paths = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
   argv = ["-m", f"{__name__}.{name}", said]
@@ -56,20 +56,20 @@ def start(
   return timing.Child(argv, python=python, env=env)
 
 
-def sizes(program: Any) -> dict[str, Any]:
+def sizes(job: Any) -> dict[str, Any]:
   """What a rival has to know to be of the same sizes: plain data."""
-  model, batch = program.pretrainer.model, program.batch
+  model, batch = job.pretrainer.model, job.batch
   found = {
-    "batch_size": program.config.batch_size,
+    "batch_size": job.config.batch_size,
     "vocab": model.text.vocab.size,
     "length": batch["text"].shape[1],
     "positions": model.text.length,
     "embed": model.embed_dim,
     "dtype": model.dtype,
-    "device": "cuda" if program.mesh.devices.flat[0].platform == "gpu" else "cpu",
+    "device": "cuda" if job.mesh.devices.flat[0].platform == "gpu" else "cpu",
     "res": model.image.res,
     "patch": model.image.patch,
-    "objectives": sorted(program.pretrainer.objectives),
+    "objectives": sorted(job.pretrainer.objectives),
   }
   for tower in ("image", "text", "fusion"):
     module = getattr(model, tower)
