@@ -104,6 +104,12 @@ def close(got, want, name=""):
   np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * scale, err_msg=name)
 
 
+def by_kind(pairs):
+  """ITM's pairs as officially ordered: all own, all other images, all other texts."""
+  order = lambda x: x.reshape(-1, 3, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
+  return jax.tree.map(order, pairs)
+
+
 def forward(self, batch, ema, drawn, alpha_step):
   """Every named array of the official forward pass, and the three losses.
 
@@ -125,7 +131,7 @@ def forward(self, batch, ema, drawn, alpha_step):
   )
   everywhere = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
   read = objectives["mlm"]._read
-  pairs_image, pairs_text = objectives["itm"].pairs(enc, *mined)
+  pairs_image, pairs_text = by_kind(objectives["itm"].pairs(enc, *mined))
   fused = model.fuse(pairs_image, pairs_text).x
   arrays = {
     "loss_mlm": loss_mlm.value(),

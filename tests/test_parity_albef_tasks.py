@@ -184,7 +184,8 @@ def retrieval_forward(self, batch, ema, drawn):
   loss_itc, _ = objectives["itc"](model, enc, batch, teacher=teacher, train=True)
   found = jnp.ones(len(batch["text"]), bool)
   loss_itm, _ = objectives["itm"].loss(model, enc, *drawn, found, train=False)
-  images, texts = objectives["itm"].pairs(enc, *drawn)
+  pairs = objectives["itm"].pairs(enc, *drawn)
+  images, texts = test_parity_albef.by_kind(pairs)
   arrays = {
     "loss_ita": loss_itc.value(),
     "loss_itm": loss_itm.value(),

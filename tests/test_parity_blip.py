@@ -143,7 +143,8 @@ def forward(self, batch, ema, mined):
   found = jnp.ones(len(batch["text"]), bool)
   loss_itm, _ = objectives["itm"].loss(model, enc, *mined, found, train=False)
   loss_lm, _ = objectives["lm"](model, enc, batch)
-  images, texts = objectives["itm"].pairs(enc, *mined)
+  pairs = objectives["itm"].pairs(enc, *mined)
+  images, texts = test_parity_albef.by_kind(pairs)
   fused = model.fuse(images, texts).x
   count = len(found)
   ids, mask = batch["text"], batch["text_mask"]

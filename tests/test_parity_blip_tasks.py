@@ -104,6 +104,7 @@ def test_retrieval():
     found = jnp.ones(len(batch["text"]), bool)
     matching = self.objectives["itm"]
     loss, _ = matching.loss(self.model, enc, *mined, found, train=False)
+    pairs = test_parity_albef.by_kind(matching.pairs(enc, *mined))
     named = {
       "loss_ita": ita.value(),
       "loss_itm": loss.value(),
@@ -111,7 +112,7 @@ def test_retrieval():
       "text_feat": enc.ztxt,
       "image_feat_m": teacher.enc.zimg,
       "text_feat_m": teacher.enc.ztxt,
-      "vl_output": matching.logits(self.model, *matching.pairs(enc, *mined)),
+      "vl_output": matching.logits(self.model, *pairs),
     }
     return ita.value() + loss.value(), named
 

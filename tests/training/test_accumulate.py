@@ -215,6 +215,8 @@ def check_is_the_plain_step(name, got):
     pytest.param("siglip", 4, (2, 2, 1), marks=pytest.mark.slow),
     pytest.param("albef", 8, (1, 1, 1), marks=pytest.mark.slow),
     pytest.param("albef", 2, (2, 2, 2), marks=pytest.mark.slow),
+    # Groups of two on two devices of a lane each.
+    pytest.param("albef", 2, (2, 4, 1), marks=pytest.mark.slow),
     # Groups of two that the eight devices would part: rows move.
     pytest.param("albef", 2, (8, 1, 1), marks=pytest.mark.slow),
     pytest.param("albef_half", 4, (2, 1, 1), marks=pytest.mark.slow),

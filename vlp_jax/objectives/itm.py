@@ -14,10 +14,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vlp_jax.nn import axes
 from vlp_jax.nn import linear
 from vlp_jax.objectives import wpa
 from vlp_jax.ops import mask as mask_lib
 from vlp_jax.ops import reduce
+from vlp_jax.ops import rows as rows_lib
 
 
 class Objective(nn.Module):
@@ -105,7 +107,7 @@ class Objective(nn.Module):
     start = rows - rows % (self.group or rows.shape[0])
     image = start + drawn["image"]
     if self.layout == "half":
-      images = _take(_without_keys(enc.image), image)
+      images = self.take(_without_keys(enc.image), image)
       labels, found = drawn["label"], drawn["found"]
       return self.match(model, images, enc.words, labels, found, train=train)
     text, found = start + drawn["text"], drawn["found"]
@@ -140,10 +142,9 @@ class Objective(nn.Module):
     return at, keeps.astype(jnp.int32), keeps | found
 
   def loss(self, model, enc, image_of_text, text_of_image, found, *, train):
-    """Cross-entropy over B positives and 2 B negatives."""
-    batch = found.shape[0]
-    labels = jnp.concatenate([jnp.ones(batch), jnp.zeros(2 * batch)]).astype(jnp.int32)
-    weight = jnp.concatenate([jnp.ones_like(found), found, found])
+    """Cross-entropy over B positives and 2 B negatives, those of a row side by side."""
+    labels = jnp.tile(jnp.array([1, 0, 0], jnp.int32), found.shape[0])
+    weight = jnp.stack([jnp.ones_like(found), found, found], axis=1).reshape(-1)
     if enc.image.keys is None or self.align:
       pairs = self.pairs(enc, image_of_text, text_of_image)
       return self.match(model, *pairs, labels, weight, train=train)
@@ -171,20 +172,26 @@ class Objective(nn.Module):
       metrics["wpa"] = reduce.Mean.of(signed, weight)
     return reduce.Mean.of(losses, weight), metrics
 
+  def take(self, tokens, rows):
+    """Tokens of which each row has become another one of its group, int32 [B]."""
+    split = axes.mesh_axes("batch")
+    return rows_lib.take(tokens, rows, group=self.group, axes=split)
+
   def pairs(self, enc, image_of_text, text_of_image):
-    """Tokens of 3 B images and texts: pairs, texts' negatives, images' negatives."""
+    """Tokens of 3 B images and texts: of each row its pair, negative image and text."""
     image, text = _without_keys(enc.image), enc.words
-    images = _stack(image, _take(image, image_of_text), image)
-    return images, _stack(text, text, _take(text, text_of_image))
+    images = _beside(image, self.take(image, image_of_text), image)
+    return images, _beside(text, text, self.take(text, text_of_image))
 
   def shared(self, model, enc, image_of_text, text_of_image, *, train):
     """float32 [3 B, 2] of `pairs`, of which an image's two texts ask the same keys."""
     image, text = enc.image, enc.words
-    both = _beside(_take(text, text_of_image), text)
+    both = _beside(self.take(text, text_of_image), text)
     own = self.classify(model, model.fuse(image, both, train=train))
-    other_images = _take(_without_keys(image), image_of_text)
+    other_images = self.take(_without_keys(image), image_of_text)
     others = self.classify(model, model.fuse(other_images, text, train=train))
-    return jnp.concatenate([own[1::2], others, own[::2]])
+    own = own.reshape(-1, 2, 2)
+    return jnp.stack([own[:, 1], others, own[:, 0]], axis=1).reshape(-1, 2)
 
   def logits(self, model, image, text, *, train=False):
     """float32 [B, 2] of pairs of image and text Tokens."""
@@ -207,15 +214,7 @@ def _without_keys(image):
   return image.replace(keys=None)
 
 
-def _take(tokens, rows):
-  return jax.tree.map(lambda x: x[rows], tokens)
-
-
 def _beside(*parts):
-  """Rows of each in turn: those of one image stay on its device."""
+  """Rows of each in turn: those of one image, or text, stay on its device."""
   merge = lambda *x: jnp.stack(x, axis=1).reshape(-1, *x[0].shape[1:])
   return jax.tree.map(merge, *parts)
-
-
-def _stack(*parts):
-  return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
