@@ -170,6 +170,11 @@ def test_objectives_that_want_their_neighbours():
   assert sum("neighbours" in line for line in said) == 1
 
 
+def test_a_batch_that_no_mesh_splits():
+  with pytest.raises(ValueError, match="batch_size=15.*choose a multiple of 8"):
+    search(keeps(5, 4, 3, 2), batch_size=15)
+
+
 def test_when_time_is_up_what_was_found_has_to_do():
   found, asked, _ = search(keeps(5, 4, 3, 2), late=1)
   assert len(asked) == 1 and found.ended == "the time is up" and found.best is not None

@@ -115,7 +115,15 @@ def search(
     kept_of: see `kept.of_step`. plan_of: compiles a choice.
     usable: bytes. tell: is told of each choice.
     late: whether what has been found has to do.
+
+  Raises:
+    ValueError: the batch splits over no mesh.
   """
+  if not any(meshes(config, devices)):
+    raise ValueError(
+      f"config: batch_size={config.batch_size}, accumulate={config.accumulate}: no mesh"
+      f" of {devices} devices splits it: choose a multiple of {devices} x accumulate."
+    )
   run = _Search(config, devices, state_of, kept_of, plan_of, usable, tell, late)
   try:
     run.whole()
