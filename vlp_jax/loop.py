@@ -33,7 +33,6 @@ from vlp_jax.training import course
 from vlp_jax.training import guard
 from vlp_jax.training import preemption
 from vlp_jax.training import sharding
-from vlp_jax.training import step as step_lib
 from vlp_jax.training import stepping
 from vlp_jax.training import timing
 from vlp_jax.training import writer as writer_lib
@@ -277,16 +276,7 @@ def _weights(job, abstract):
 
 def _fresh(job, abstract, weights):
   """A new state, with the `weights` of another model."""
-  state = step_lib.init_state(
-    job.pretrainer,
-    job.tx,
-    job.batch,
-    seed=job.config.seed,
-    ema=job.has_teacher,
-    mesh=job.mesh,
-    sharding=job.sharding,
-    where=abstract,
-  )
+  state = job_lib.fresh_state(job)
   if weights is None:
     return state
 
