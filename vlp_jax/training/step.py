@@ -49,7 +49,7 @@ class TrainState:
 
 def keys(seed: int, step: jax.Array) -> dict[str, jax.Array]:
   """The PRNG key of each stream: a function of (seed, step, stream)."""
-  key = jax.random.fold_in(prng.key(seed), step)
+  key = jax.random.fold_in(jax.random.key(seed), step)
   return {name: jax.random.fold_in(key, i) for i, name in enumerate(STREAMS)}
 
 
