@@ -44,8 +44,11 @@ def of(jaxpr: Any, *, without: Set[tuple[int, ...]]) -> float:
       total += max(of(each.jaxpr, without=without) for each in eqn.params["branches"])
       continue
     if name == "scan":
-      for var in eqn.outvars[eqn.params["num_carry"] :]:
-        if var.aval.shape not in without:
+      layer = eqn.params["jaxpr"].jaxpr.outvars
+      for var, own in zip(eqn.outvars, layer, strict=True):
+        # What a layer hands to the next is of one shape inside and out.
+        stacked = var.aval.shape != own.aval.shape
+        if stacked and var.aval.shape not in without:
           total += math.prod(var.aval.shape) * var.aval.dtype.itemsize
     # What is mapped over a mesh is of one device.
     times = eqn.params["mesh"].size if name == "shard_map" else 1
