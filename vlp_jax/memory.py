@@ -54,7 +54,7 @@ def huge_pages() -> bool:
 
 
 def as_it_comes() -> dict[str, str]:
-  """What the environment of another's process has to say for the pages of old."""
+  """The environment by which another's process gets its memory as without us."""
   return {TUNABLES: os.environ.get(TUNABLES, "").replace(HUGE, "")}
 
 

@@ -83,7 +83,7 @@ def _parser():
     type=float,
     default=900,
     metavar="SECONDS",
-    help="of --fit: after so long what has been found has to do (900)",
+    help="of --fit: after so long what has been found, if anything, has to do (900)",
   )
   add(
     "--measure",

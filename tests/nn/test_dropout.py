@@ -69,6 +69,17 @@ def test_none_and_all(rate):
   assert same is x
 
 
+def test_a_tpu_makes_the_mask_where_it_is_read(monkeypatch):
+  x = jnp.linspace(-3, 3, 77).reshape(7, 11)
+  want = of(Dropout, jax.random.key(3), x)
+  barrier = "optimization_barrier"
+  draw = lambda x: of(dropout_lib.Dropout, jax.random.key(3), x)
+  assert barrier in jax.jit(draw).lower(x).as_text()
+  monkeypatch.setattr(dropout_lib.axes, "platform", lambda: "tpu")
+  jax.tree.map(np.testing.assert_array_equal, draw(x), want)
+  assert barrier not in jax.jit(lambda x: draw(x)).lower(x).as_text()
+
+
 def test_the_mask_is_drawn_without_a_loop():
   def compiled(kind, key):
     draw = lambda key, x: kind(0.5).apply(
