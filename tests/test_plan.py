@@ -78,7 +78,8 @@ def test_memory_by_kind_is_that_of_the_trees(planned):
       wanted += leaf.size * leaf.dtype.itemsize / parts
     assert plan.memory[kind] == wanted, kind
   batch = sum(s.size * s.dtype.itemsize for s in job.batch.values())
-  assert plan.memory["batch"] == plan.memory["next batch"] == batch / 8
+  assert plan.memory["batch"] == batch / 8
+  assert plan.memory["next batches"] == 2 * batch / 8
   # AdamW's two moments; each of the parameters is split as its moments are.
   assert plan.memory["optimizer"] == pytest.approx(
     2 * plan.memory["parameters"], rel=1e-3
@@ -235,7 +236,7 @@ def test_measured_beside_predicted(planned):
   seen = measure.Measured(
     step=3 * plan.seconds["step"],
     steps=2,
-    peak=0.5 * (plan.needed - plan.memory["next batch"]),
+    peak=0.5 * (plan.needed - plan.memory["next batches"]),
     loss=1.0,
   )
   assert "3.00 times as long" in measure.render(plan, seen)

@@ -3,6 +3,8 @@
 import dataclasses
 import logging
 import re
+import threading
+import time
 import types
 
 import flax.linen as nn
@@ -188,6 +190,9 @@ def test_prefetch_gives_all_batches_in_order_and_stays_ahead():
 
   got = sharding_lib.prefetch(batches(), mesh, size=3)
   first = next(got)
+  until = time.monotonic() + 60
+  while len(asked) < 3 and time.monotonic() < until:
+    time.sleep(0.01)
   assert asked == [0, 1, 2]
   rest = [int(batch["x"][0]) for batch in got]
   assert [int(first["x"][0]), *rest] == [0, 1, 2, 3, 4]
@@ -196,6 +201,31 @@ def test_prefetch_gives_all_batches_in_order_and_stays_ahead():
 def test_prefetch_of_fewer_batches_than_it_is_ahead():
   mesh, _ = place("8x1x1")
   assert len(list(sharding_lib.prefetch([{"x": np.zeros(8)}], mesh, size=3))) == 1
+
+
+def test_what_goes_wrong_with_a_batch_is_raised_in_its_turn():
+  mesh, _ = place("8x1x1")
+
+  def batches():
+    yield {"x": np.zeros(8)}
+    yield {"x": np.ones(8)}
+    raise OSError("no such shard")
+
+  got = sharding_lib.prefetch(batches(), mesh)
+  assert [float(next(got)["x"][0]) for _ in range(2)] == [0, 1]
+  with pytest.raises(OSError, match="no such shard"):
+    next(got)
+  assert next(got, None) is None
+
+
+def test_prefetch_ends_with_its_consumer():
+  mesh, _ = place("8x1x1")
+  before = threading.active_count()
+  endless = sharding_lib.prefetch(iter(lambda: {"x": np.zeros(8)}, None), mesh)
+  next(endless)
+  assert threading.active_count() == before + 1
+  endless.close()
+  assert threading.active_count() == before
 
 
 # --- A whole run ---------------------------------------------------------------

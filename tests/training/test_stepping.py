@@ -54,6 +54,26 @@ def test_a_step_is_compiled_once_and_ahead(mesh, caplog, told):
   assert compiled() == 1
 
 
+def test_the_host_is_at_most_one_step_ahead():
+  def slow(state, batch):
+    # The loop's length is not known when it is compiled, so it is not left out.
+    wave = lambda _, x: jnp.sin(x + batch["x"][0])
+    return state, jax.lax.fori_loop(0, jnp.int32(state), wave, jnp.ones(2**20))[0]
+
+  alone = sharding_lib.make_mesh(SHARDING, jax.devices()[:1])
+  place = sharding_lib.replicated(alone)
+  state = jax.ShapeDtypeStruct((), jnp.float32, sharding=place)
+  shapes = {"x": jax.ShapeDtypeStruct((1,), jnp.float32)}
+  whole = stepping.Whole(slow, state, shapes, alone)
+  now = jax.device_put(jnp.float32(100), place)
+  batch = sharding_lib.put_batch({"x": np.ones(1, np.float32)}, alone)
+  seen = []
+  for _ in range(3):
+    now, metric = whole(now, batch)
+    seen.append(metric)
+    assert all(before.is_ready() for before in seen[:-1])
+
+
 def test_what_cannot_be_compiled_is_told(mesh):
   def broken(x):
     raise ValueError("no such step")

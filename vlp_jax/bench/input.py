@@ -208,8 +208,8 @@ def waiting(work: work_lib.Work, *, steps: int = 24) -> dict[str, float]:
     next(ahead)
     ahead.seconds, start = 0.0, time.perf_counter()
     for _ in range(steps):
-      next(ahead)
       time.sleep(SLOWER * input_seconds)
+      next(ahead)
     whole = time.perf_counter() - start
   return {
     "input_ms": 1e3 * input_seconds,

@@ -119,17 +119,19 @@ def footprint(
 ) -> tuple[float, dict[str, float]]:
   """(bytes of a device at most, {kind: bytes}), where the largest program runs.
 
-  While a batch, or a microbatch that the host streams, is in use, the next one is on
-  its way (`sharding.prefetch`).
+  While a batch is in use, the next one is there and another on its way; while a
+  microbatch is that the host streams, the next one is on its way (`stepping`).
   """
   largest = max(made, key=lambda each: each.needed)
-  pieces = job.config.accumulate if job.config.accumulate_stream else 1
+  streams = job.config.accumulate_stream
+  pieces = job.config.accumulate if streams else 1
   piece = compiled_lib.held(compiled_lib.batch(job)) / pieces
+  to_come = piece if streams else 2 * piece
   kinds = resident(job) | {"batch": piece}
   rest = largest.needed - sum(kinds.values()) - largest.code
   kinds["activations and temporaries"] = max(0.0, rest)
-  needed = largest.needed + piece
-  return needed, kinds | {"next batch": piece, "program": largest.code}
+  needed = largest.needed + to_come
+  return needed, kinds | {"next batches": to_come, "program": largest.code}
 
 
 def merge(

@@ -140,8 +140,8 @@ def as_json(plan: result.Plan, seen: Measured) -> dict[str, Any]:
 
 
 def _held(plan):
-  """What was predicted of this loop, which has no next batch on its way."""
-  return plan.needed - plan.memory["next batch"]
+  """What was predicted of this loop, which has one batch."""
+  return plan.needed - plan.memory["next batches"]
 
 
 def render(plan: result.Plan, seen: Measured) -> str:

@@ -13,7 +13,7 @@ KINDS = (
   "teacher",
   "queues",
   "batch",
-  "next batch",
+  "next batches",
   "activations and temporaries",
   "program",
 )

@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
 import contextlib
 import dataclasses
 import logging
@@ -268,10 +269,22 @@ def put_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str
 def prefetch(
   batches: Iterable[dict[str, np.ndarray]], mesh: jax.sharding.Mesh, *, size: int = 2
 ) -> Iterator[dict[str, Any]]:
-  """Batches on the device, `size` transfers ahead of the one in use."""
-  ahead = collections.deque()
-  for batch in batches:
-    ahead.append(put_batch(batch, mesh))
-    if len(ahead) == size:
-      yield ahead.popleft()
-  yield from ahead
+  """Batches on the device, of which `size` are there or on their way.
+
+  One is in use; a thread asks for those after it, and puts them on the device: the
+  loop need not wait for a reader's turn at Python's lock, nor for a copy. What goes
+  wrong with a batch is raised when its turn comes.
+  """
+  source = iter(batches)
+
+  def get():
+    for batch in source:
+      return put_batch(batch, mesh)
+    return None
+
+  with futures.ThreadPoolExecutor(1, "feeding") as pool:
+    ahead = collections.deque(pool.submit(get) for _ in range(size))
+    while (batch := ahead.popleft().result()) is not None:
+      yield batch
+      del batch  # Its memory is free before the next one is asked for.
+      ahead.append(pool.submit(get))

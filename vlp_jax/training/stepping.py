@@ -62,7 +62,12 @@ def compiling(
 
 
 class Whole:
-  """A step as one program; calling it is `(state, batch) -> (state, metrics)`."""
+  """A step as one program; calling it is `(state, batch) -> (state, metrics)`.
+
+  A call returns when the step before it is done: the device has one step to go on with,
+  and the host no more than that ahead. JAX would let it run ahead by dozens of steps,
+  each with a batch that takes the device's memory.
+  """
 
   def __init__(
     self,
@@ -74,6 +79,7 @@ class Whole:
     """Args: the step; abstract state; shapes of a batch; the mesh."""
     out = (jax.tree.map(lambda x: x.sharding, state), sharding_lib.replicated(mesh))
     self._mesh = mesh
+    self._before = None  # metrics of the last step that was begun
     self._step = jax.jit(step, donate_argnums=0, out_shardings=out)
     self.programs = [Program("step", self._step, (state, _placed(batch, mesh)))]
 
@@ -82,13 +88,17 @@ class Whole:
     return sharding_lib.prefetch(batches, self._mesh)
 
   def __call__(self, state: step_lib.TrainState, batch: Any) -> tuple[Any, Any]:
-    return self._step(state, batch)
+    state, metrics = self._step(state, batch)
+    jax.block_until_ready(self._before)
+    self._before = metrics
+    return state, metrics
 
 
 class Streamed:
   """A step as one program a stage; called with the pieces of a batch, on the host.
 
-  A step may take half an hour: with each piece this process goes on in its course.
+  A step may take half an hour: with each piece this process goes on in its course. On
+  the devices are the piece in use and the next one, which comes meanwhile.
   """
 
   def __init__(
@@ -175,6 +185,7 @@ class Streamed:
     embedded, told = self._zeros()
     for number, rows in enumerate(sharding_lib.prefetch(pieces, self._mesh)):
       embedded = self._embed(state, rows, np.int32(number), embedded)
+      jax.block_until_ready(embedded)
       course.go_on()
     reads = {k: self._whole([p[k] for p in pieces]) for k in self._stages.reads}
     reads = sharding_lib.put_batch(reads, self._mesh)
@@ -183,6 +194,7 @@ class Streamed:
     for number, rows in enumerate(sharding_lib.prefetch(pieces, self._mesh)):
       given = (state, rows, np.int32(number), across, gradients, told)
       gradients, told = self._backward(*given)
+      jax.block_until_ready(told)
       course.go_on()
     return self._apply(state, across, gradients, told)
 
