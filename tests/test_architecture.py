@@ -197,6 +197,13 @@ def test_a_train_step_needs_no_tensorflow():
   assert done.returncode == 0, done.stderr
 
 
+def test_a_run_compiles_before_tensorflow_is_imported():
+  """Its data are built, and looked at, without: `TrainBatches.open` imports it."""
+  names = ["vlp_jax.loop", "vlp_jax.data.pipeline", "vlp_jax.data.sources.scenes"]
+  done = imported_without(names, ["tensorflow", "tensorflow_datasets"])
+  assert done.returncode == 0, done.stderr
+
+
 def test_data_needs_no_jax():
   done = imported_without(modules("data"), ["jax", "flax"])
   assert done.returncode == 0, done.stderr

@@ -1,8 +1,7 @@
 """A global batch: what it looks like on the device, and whether the data give that."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 import inspect
-import itertools
 from typing import Any
 
 import jax
@@ -148,29 +147,20 @@ def check_takes_sizes(encoder: Any, *, grids: bool = False) -> None:
     )
 
 
-def check(
-  job: Any, batches: Iterator[dict[str, np.ndarray]]
-) -> Iterator[dict[str, np.ndarray]]:
-  """The same batches, of which the first is looked at now, before anything is compiled.
+def check(job: Any, sample: Mapping[str, Any]) -> None:
+  """Looks at a few examples of a run's data, before anything is compiled.
 
   Args:
     job: of a run (`job.Job`).
+    sample: as `TrainBatches.sample` or, of several kinds of data, `TurnBatches.sample`.
 
   Raises:
-    ValueError: it is not what the model was built for.
+    ValueError: they are not what the model was built for.
   """
-  if job.turns is not None:
-    # Other kinds are looked at when their turn comes, which is soon.
-    return (_checked(job, each) for each in batches)
-  first = next(batches)
-  _check_batch(job, first, job.batch)
-  return itertools.chain([first], batches)
-
-
-def _checked(job, parts):
-  for kind, part in parts.items():
+  if job.turns is None:
+    return _check_batch(job, sample, job.batch)
+  for kind, part in sample.items():
     _check_batch(job, part, job.batch[kind])
-  return parts
 
 
 def _check_batch(job, first, specs):

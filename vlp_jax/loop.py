@@ -1,5 +1,6 @@
 """The run: what happens, in the order in which it happens."""
 
+from concurrent import futures
 import contextlib
 import gc
 import logging
@@ -80,15 +81,18 @@ def _train(job, stop, *, first, start_time):
     state, meta, position = None, {}, 0
 
   # --- Data and step -------------------------------------------------------------
-  batches, fitting = _data(job, position)
+  batches = feeds.batches(job, job_lib.rows(job), position=position)
+  batch_lib.check(job, batches.sample())
   weights = _weights(job, abstract) if state is None else None
   train_step = job_lib.stepping(job)
-  with stepping.compiling(train_step.programs, job.mesh, job.sharding):
+  with stepping.compiling(train_step.programs, job.mesh, job.sharding) as traced:
     if state is None:
       state = _fresh(job, abstract, weights)
+    futures.wait([traced])
+    batches.open()
   begun = done = int(state.step)
   _tell(first, _summary(job, state))
-  waiting = timing.Waiting(train_step.feed(fitting))
+  waiting = timing.Waiting(train_step.feed(batches))
 
   # --- The loop ------------------------------------------------------------------
   total = job.time.total
@@ -153,9 +157,9 @@ def _train(job, stop, *, first, start_time):
           done = int(state.step)
           _tell(first, f"goes back to step {done}, and on after the data of step {bad}")
           batches.close()
-          batches, fitting = _data(job, position)
+          batches = feeds.batches(job, job_lib.rows(job), position=position)
           until_the_end.enter_context(contextlib.closing(batches))
-          waiting.go_on_with(train_step.feed(fitting))
+          waiting.go_on_with(train_step.feed(batches))
           watch.goes_on_from(state.guard)
           writer.cut(done)
           progress.count_from(done)
@@ -310,12 +314,6 @@ def _profiler(job, until_the_end):
   profiler = timing.Profiler(str(folder), start=start, steps=profile.steps)
   until_the_end.callback(profiler.stop)
   return profiler
-
-
-def _data(job, position):
-  """(batches from a position of the run on, the same after a look at the first)."""
-  batches = feeds.batches(job, job_lib.rows(job), position=position)
-  return batches, batch_lib.check(job, batches)
 
 
 def _is_logged(done, every, turns):

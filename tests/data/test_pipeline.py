@@ -56,6 +56,31 @@ def test_shapes_and_dtypes():
   )
 
 
+def test_a_sample_is_like_a_batch_and_begins_nothing(monkeypatch):
+  """It comes without TensorFlow, from the whole source, and changes no order."""
+  source = pictures.source(40)
+  make = lambda: pipeline.train_batches(source, PP, TOKENIZER, batch_size=16, seed=0)
+  made, untouched = make(), make()
+  with monkeypatch.context() as patch:
+    patch.setattr(pipeline, "tensorflow", lambda: pytest.fail("imported too early"))
+    sample = made.sample()
+  ends = source.read(np.array([0, len(source) - 1]))
+  assert ids([sample])[0] == ends[0]["image_id"]
+  assert ids([sample])[-1] == ends[-1]["image_id"]
+  first = next(made)
+  kinds = lambda batch: {k: (v.dtype, v.shape[1:]) for k, v in batch.items()}
+  assert kinds(sample) == kinds(first)
+  assert_same([first, next(made)], [next(untouched), next(untouched)])
+  for each in (made, untouched):
+    each.close()
+
+
+def test_what_is_closed_before_it_begins_has_no_batches():
+  made = pipeline.train_batches(pictures.source(4), PP, TOKENIZER, batch_size=2, seed=0)
+  made.close()
+  assert next(made, None) is None
+
+
 def test_rows_are_of_one_example_each():
   source = pictures.source(7, captions=2)
   whole = pp.parse("decode|resize(8)")

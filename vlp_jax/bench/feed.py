@@ -42,6 +42,5 @@ def open_feed(
     columns=columns_lib.of(objectives, res=job.pretrainer.model.image.res),
   )
   stack.enter_context(contextlib.closing(batches))
-  fitting = batch_lib.check(job, batches)
-  ahead = timing.Waiting(sharding.prefetch(fitting, job.mesh))
-  return job, ahead
+  batch_lib.check(job, batches.sample())
+  return job, timing.Waiting(sharding.prefetch(batches, job.mesh))

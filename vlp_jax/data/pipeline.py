@@ -4,36 +4,32 @@ Position p of a run is an example by a stateless permutation of (seed, epoch), a
 is random about it (crop, caption) is drawn from (seed, p). So any step can be asked for
 at once, on any number of processes, and nothing about data is in a checkpoint.
 
+TensorFlow is imported when reading begins: that takes two seconds, in which the train
+step can compile.
+
 Shape letters: B batch, R side of the image, L text length.
 """
 
 from collections.abc import Iterator
+import dataclasses
+import functools
 import threading
 from typing import Any, Literal
 import weakref
 
 import numpy as np
-import tensorflow as tf
 
 from vlp_jax import memory
 from vlp_jax.data import columns as columns_lib
 from vlp_jax.data import pp as pp_lib
 from vlp_jax.data import records
 
-# TensorFlow only reads data: it must not take a GPU's memory from the trainer.
-tf.config.set_visible_devices([], "GPU")
-memory.keep_images()
-
 # Of the shuffle. TensorFlow's 4 leave data of a few thousand examples nearly in order
 # (their correlation with it is 5 to 10 times that of chance), and 8 leave a trace in
 # 60,000; after 16 none is found.
 ROUNDS = 16
-COLUMNS = {
-  "image": tf.uint8,
-  "text": tf.int32,
-  "text_mask": tf.bool,
-  "image_id": tf.int32,
-}
+COLUMNS = {"image": "uint8", "text": "int32", "text_mask": "bool", "image_id": "int32"}
+SAMPLE = 8  # examples that are looked at before anything else
 
 
 def train_batches(
@@ -110,38 +106,37 @@ def train_batches(
     )
   loader = records.Loader(source, op, tokenizer, seed, more, holds)
   kinds = {key: t for key, t in COLUMNS.items() if key not in columns_lib.LACKS[holds]}
-  kinds |= {name: tf.as_dtype(x.dtype) for name, x in more.empty().items()}
+  kinds |= {name: str(x.dtype) for name, x in more.empty().items()}
   if holds != "texts" and pp_lib.leaves_regions(pp):
-    kinds["image"] = tf.float32
-  loaded: dict[int, Any] = {}  # what is to be told of a piece, by its number
-  more_wanted = tf.Variable(True, trainable=False)
-
-  def load(number, positions, indices):
-    try:
-      batch, broken = loader.batch(positions, indices)
-    except Exception as error:
-      # tf.data would hand on its text alone, so an empty batch goes ahead of it.
-      batch = {key: np.zeros(0, t.as_numpy_dtype) for key, t in kinds.items()}
-      broken = error
-    extra = {key: value for key, value in batch.items() if key not in kinds}
-    loaded[int(number)] = broken, extra
-    return tuple(batch[key] for key in kinds)
-
-  def step(number):
-    begin = start + number // pieces * batch_size
-    positions = begin + tf.gather(tf.constant(rows, tf.int64), number % pieces)
-    indices = shuffled(positions, len(source), seed, block=block)
-    types = tuple(kinds.values())
-    return number, tuple(tf.numpy_function(load, (number, positions, indices), types))
-
+    kinds["image"] = "float32"
+  order = Order(len(source), seed, block, start, batch_size, rows)
   parallel = workers or max(1, min(8, records.cores() // 2))
-  options = tf.data.Options()
-  options.deterministic = True
-  options.threading.private_threadpool_size = parallel + 1
-  steps = tf.data.Dataset.range(tf.int64.max)
-  steps = steps.take_while(lambda _: more_wanted.read_value())
-  data = steps.map(step, num_parallel_calls=parallel).prefetch(2).with_options(options)
-  return TrainBatches(data, loaded, records.Bad(max_bad), tuple(kinds), more_wanted)
+  return TrainBatches(loader, order, kinds, records.Bad(max_bad), parallel)
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+  """Which examples stand where.
+
+  Attributes:
+    size: examples of the source. seed, block, start, batch_size: of `train_batches`.
+    rows: int64 [pieces, rows of a piece], those of each batch.
+  """
+
+  size: int
+  seed: int
+  block: int
+  start: int
+  batch_size: int
+  rows: np.ndarray
+
+  def piece(self, number: Any) -> tuple[Any, Any]:
+    """(positions, examples), int64 [n] each, of the piece of a number (tensor)."""
+    tf = tensorflow()
+    pieces = len(self.rows)
+    begin = self.start + number // pieces * self.batch_size
+    positions = begin + tf.gather(tf.constant(self.rows), number % pieces)
+    return positions, shuffled(positions, self.size, self.seed, block=self.block)
 
 
 class TrainBatches:
@@ -153,35 +148,98 @@ class TrainBatches:
 
   def __init__(
     self,
-    data: tf.data.Dataset,
-    loaded: dict[int, Any],
+    loader: records.Loader,
+    order: Order,
+    kinds: dict[str, str],
     bad: records.Bad,
-    names: tuple[str, ...],
-    more_wanted: tf.Variable,
+    parallel: int,
   ):
-    self._iterator = data.as_numpy_iterator()
-    self._end = weakref.finalize(self, _end, self._iterator, more_wanted)
-    self._names = names
-    self._loaded = loaded
+    """Args: kinds: dtypes of the columns. parallel: pieces prepared at once."""
+    self._loader, self._order, self._kinds = loader, order, kinds
+    self._parallel = parallel
+    self._loaded: dict[int, Any] = {}  # what is to be told of a piece, by its number
     self._bad = bad
     self.bad = bad.counts
+    self._iterator = None
+    self._end = lambda: None
+
+  def sample(self) -> dict[str, np.ndarray]:
+    """A few examples from all over the source, as batches have them.
+
+    Needs no TensorFlow and begins nothing: mistakes show in it, and shapes.
+    """
+    count = min(SAMPLE, self._order.size, self._order.rows.size)
+    indices = np.linspace(0, self._order.size - 1, count).astype(np.int64)
+    batch, _ = self._loader.batch(self._order.start + np.arange(count), indices)
+    return batch
+
+  def open(self) -> None:
+    """Begins to read ahead, unless that has begun; the first batch does it, too."""
+    if self._iterator is not None:
+      return
+    tf = tensorflow()
+    more_wanted = tf.Variable(True, trainable=False)
+    types = tuple(map(tf.as_dtype, self._kinds.values()))
+    # Not a method: what TensorFlow keeps must not keep this object.
+    load = functools.partial(_load, self._loader, self._kinds, self._loaded)
+    order, parallel = self._order, self._parallel
+
+    def step(number):
+      given = (number, *order.piece(number))
+      return number, tuple(tf.numpy_function(load, given, types))
+
+    options = tf.data.Options()
+    options.deterministic = True
+    options.threading.private_threadpool_size = parallel + 1
+    steps = tf.data.Dataset.range(tf.int64.max)
+    steps = steps.take_while(lambda _: more_wanted.read_value())
+    data = steps.map(step, num_parallel_calls=parallel).prefetch(2)
+    self._iterator = data.with_options(options).as_numpy_iterator()
+    self._end = weakref.finalize(self, _end, self._iterator, more_wanted)
 
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
+    self.open()
     number, columns = next(self._iterator)
     broken, extra = self._loaded.pop(int(number))
     if isinstance(broken, Exception):
       raise broken
-    batch = dict(zip(self._names, columns, strict=True)) | extra
+    batch = dict(zip(self._kinds, columns, strict=True)) | extra
     self._bad.add(len(batch["image_id"]), broken)
     return batch
 
   def close(self) -> None:
     """Ends what is being prepared; there are no batches after it."""
+    if self._iterator is None:
+      self._iterator = iter(())
     if ending := self._end():
       ending.join()
+
+
+def _load(loader, kinds, loaded, number, positions, indices):
+  """The columns of a piece; what else there is to know of it comes in `loaded`."""
+  try:
+    batch, broken = loader.batch(positions, indices)
+  except Exception as error:
+    # tf.data would hand on its text alone, so an empty batch goes ahead of it.
+    batch = {key: np.zeros(0, dtype) for key, dtype in kinds.items()}
+    broken = error
+  extra = {key: value for key, value in batch.items() if key not in kinds}
+  loaded[int(number)] = broken, extra
+  return tuple(batch[key] for key in kinds)
+
+
+@functools.cache
+def tensorflow() -> Any:
+  """The module, imported at the first call; it only reads data."""
+  import tensorflow as tf
+
+  # It must not take a GPU's memory from the trainer.
+  tf.config.set_visible_devices([], "GPU")
+  memory.keep_images()
+  return tf
 
 
 def _end(iterator, more_wanted):
@@ -201,6 +259,7 @@ def _end(iterator, more_wanted):
 
 
 def _drain(iterator, more_wanted):
+  tf = tensorflow()
   more_wanted.assign(False)
   while True:
     try:
@@ -211,13 +270,12 @@ def _drain(iterator, more_wanted):
       pass  # Of a batch that nobody wants.
 
 
-def shuffled(
-  positions: tf.Tensor, size: int, seed: int, *, block: int = 1
-) -> tf.Tensor:
-  """int64 [n]: the example at each position; every epoch is another permutation.
+def shuffled(positions: Any, size: int, seed: int, *, block: int = 1) -> Any:
+  """Tensor int64 [n]: the example at each position; every epoch is another permutation.
 
   Runs of `block` examples, which divides `size`, are moved as one.
   """
+  tf = tensorflow()
   epochs, at = positions // size, positions % size
   if size == block:
     return tf.convert_to_tensor(at)

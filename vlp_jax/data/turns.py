@@ -83,6 +83,15 @@ class TurnBatches:
     self._step += 1
     return found
 
+  def sample(self) -> dict[str, dict[str, np.ndarray]]:
+    """{kind: a few examples as its batches have them}, of all kinds."""
+    return {kind: batches.sample() for kind, batches in self._batches.items()}
+
+  def open(self) -> None:
+    """Begins to read all kinds ahead."""
+    for batches in self._batches.values():
+      batches.open()
+
   @property
   def bad(self) -> dict[str, int]:
     total: dict[str, int] = {}

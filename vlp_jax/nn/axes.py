@@ -6,6 +6,7 @@ The mesh axis each stands for is a table in the config (`sharding.rules`).
 """
 
 from collections.abc import Callable
+import functools
 import math
 
 import flax.linen as nn
@@ -68,7 +69,14 @@ def kernel_init(std: float | None, fan_in: int) -> Callable:
   std = fan_in**-0.5 if std is None else std
 
   def init(key, shape, dtype=jnp.float32):
-    # timm's and BERT's: cut at two deviations (BERT cuts nothing; the tail is 5 %).
-    return std * jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
+    return _truncated_normal(key, std, tuple(shape), jnp.dtype(dtype))
 
   return init
+
+
+# Jitted, so that it is traced once for each shape: Flax asks every parameter's init for
+# its shape again whenever a model is applied.
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _truncated_normal(key, std, shape, dtype):
+  # timm's and BERT's: cut at two deviations (BERT cuts nothing; the tail is 5 %).
+  return std * jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)

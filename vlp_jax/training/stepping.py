@@ -43,21 +43,26 @@ class Program:
 @contextlib.contextmanager
 def compiling(
   programs: Sequence[Program], mesh: jax.sharding.Mesh, sharding: sharding_lib.Sharding
-) -> Iterator[None]:
+) -> Iterator[futures.Future]:
   """Compiles programs while other things are done; at the end all are.
 
-  JAX finds them again when they are called.
+  JAX finds them again when they are called. Yields what is done when all are traced:
+  until then, Python in another thread would be in the way of that.
   """
 
-  def compile_all():
+  def lowered():
     # Mesh and rules are known to the thread that set them.
     with sharding_lib.use(mesh, sharding):
-      for program in programs:
-        program.fn.lower(*program.args).compile()
+      return [program.fn.lower(*program.args) for program in programs]
+
+  def compiled():
+    for program in traced.result():
+      program.compile()
 
   with futures.ThreadPoolExecutor(1, "compiling") as pool:
-    done = pool.submit(compile_all)
-    yield
+    traced = pool.submit(lowered)
+    done = pool.submit(compiled)
+    yield traced
     done.result()
 
 
