@@ -30,6 +30,22 @@ def test_all_take_turns_and_every_second_turn_is_the_other_way_round():
   assert (times["a"].best, times["a"].median, times["a"].least_cpu) == (3.0, 6.0, 0.5)
 
 
+def test_what_leads_a_round_does_not_count():
+  seen = []
+
+  def contender(name):
+    def run():
+      seen.append(name)
+      return float(len(seen)), 0.5
+
+    return run
+
+  both = {name: contender(name) for name in "ab"}
+  times = timing.side_by_side(both, repeats=2, warmup=0, lead=1)
+  assert seen == list("aabbbbaa")
+  assert (times["a"].wall, times["b"].wall) == ((2.0, 8.0), (4.0, 6.0))
+
+
 def test_a_child_describes_itself_and_runs_rounds():
   child = timing.Child(["-c", SERVER])
   assert child.about == {"name": "x"}
