@@ -70,10 +70,6 @@ class Columns:
         f" {', '.join(NEEDS)}."
       )
 
-  def empty(self) -> dict[str, np.ndarray]:
-    """No rows of each."""
-    return {name: np.zeros(0, dtype) for name, (_, dtype) in self.specs.items()}
-
   def example(self, raw: Mapping[str, Any], op: Any, rng: Any) -> dict[str, Any]:
     """What an example is to keep of a raw record, its second image preprocessed.
 

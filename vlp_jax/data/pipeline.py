@@ -28,7 +28,6 @@ from vlp_jax.data import records
 # (their correlation with it is 5 to 10 times that of chance), and 8 leave a trace in
 # 60,000; after 16 none is found.
 ROUNDS = 16
-COLUMNS = {"image": "uint8", "text": "int32", "text_mask": "bool", "image_id": "int32"}
 SAMPLE = 8  # examples that are looked at before anything else
 
 
@@ -105,13 +104,9 @@ def train_batches(
       " a second: say objectives.classify.images=2, or leave it out."
     )
   loader = records.Loader(source, op, tokenizer, seed, more, holds)
-  kinds = {key: t for key, t in COLUMNS.items() if key not in columns_lib.LACKS[holds]}
-  kinds |= {name: str(x.dtype) for name, x in more.empty().items()}
-  if holds != "texts" and pp_lib.leaves_regions(pp):
-    kinds["image"] = "float32"
   order = Order(len(source), seed, block, start, batch_size, rows)
   parallel = workers or max(1, min(8, records.cores() // 2))
-  return TrainBatches(loader, order, kinds, records.Bad(max_bad), parallel)
+  return TrainBatches(loader, order, records.Bad(max_bad), parallel)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,14 +145,13 @@ class TrainBatches:
     self,
     loader: records.Loader,
     order: Order,
-    kinds: dict[str, str],
     bad: records.Bad,
     parallel: int,
   ):
-    """Args: kinds: dtypes of the columns. parallel: pieces prepared at once."""
-    self._loader, self._order, self._kinds = loader, order, kinds
-    self._parallel = parallel
-    self._loaded: dict[int, Any] = {}  # what is to be told of a piece, by its number
+    """Args: parallel: pieces prepared at once."""
+    self._loader, self._order, self._parallel = loader, order, parallel
+    # Pieces by their numbers. TensorFlow is given these alone: it would copy a batch.
+    self._loaded: dict[int, Any] = {}
     self._bad = bad
     self.bad = bad.counts
     self._iterator = None
@@ -179,14 +173,12 @@ class TrainBatches:
       return
     tf = tensorflow()
     more_wanted = tf.Variable(True, trainable=False)
-    types = tuple(map(tf.as_dtype, self._kinds.values()))
     # Not a method: what TensorFlow keeps must not keep this object.
-    load = functools.partial(_load, self._loader, self._kinds, self._loaded)
+    load = functools.partial(_load, self._loader, self._loaded)
     order, parallel = self._order, self._parallel
 
     def step(number):
-      given = (number, *order.piece(number))
-      return number, tuple(tf.numpy_function(load, given, types))
+      return tf.numpy_function(load, (number, *order.piece(number)), tf.int64)
 
     options = tf.data.Options()
     options.deterministic = True
@@ -202,11 +194,10 @@ class TrainBatches:
 
   def __next__(self) -> dict[str, np.ndarray]:
     self.open()
-    number, columns = next(self._iterator)
-    broken, extra = self._loaded.pop(int(number))
-    if isinstance(broken, Exception):
-      raise broken
-    batch = dict(zip(self._kinds, columns, strict=True)) | extra
+    found = self._loaded.pop(int(next(self._iterator)))
+    if isinstance(found, Exception):
+      raise found
+    batch, broken = found
     self._bad.add(len(batch["image_id"]), broken)
     return batch
 
@@ -218,17 +209,13 @@ class TrainBatches:
       ending.join()
 
 
-def _load(loader, kinds, loaded, number, positions, indices):
-  """The columns of a piece; what else there is to know of it comes in `loaded`."""
+def _load(loader, loaded, number, positions, indices):
+  """Puts a piece, or what went wrong with it, into `loaded`; its number."""
   try:
-    batch, broken = loader.batch(positions, indices)
-  except Exception as error:
-    # tf.data would hand on its text alone, so an empty batch goes ahead of it.
-    batch = {key: np.zeros(0, dtype) for key, dtype in kinds.items()}
-    broken = error
-  extra = {key: value for key, value in batch.items() if key not in kinds}
-  loaded[int(number)] = broken, extra
-  return tuple(batch[key] for key in kinds)
+    loaded[int(number)] = loader.batch(positions, indices)
+  except Exception as error:  # TensorFlow would hand on its text alone
+    loaded[int(number)] = error
+  return number
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vlp_jax.data import columns as columns_lib
+from vlp_jax.data import generators
 from vlp_jax.data import ops_image
 from vlp_jax.data import pp as pp_lib
 
@@ -88,10 +89,17 @@ class Loader:
     """
     broken = []
     raw = self._read(indices)
-    rows = [self._good(int(p), r, broken) for p, r in zip(positions, raw, strict=True)]
+    rows, images = [], Images(len(raw))
+    # Each stands for (seed, position, attempt).
+    rngs = generators.default_rngs(self.seed, positions, 0)
+    for position, record, rng in zip(positions, raw, rngs, strict=True):
+      row = self._good(int(position), record, rng, broken)
+      if self.holds != "texts":
+        images.add(row.pop("image"))
+      rows.append(row)
     batch = {}
     if self.holds != "texts":
-      batch["image"] = stack(rows)
+      batch["image"] = images.all
     if self.holds != "images":
       captions = [row["caption"] for row in rows]
       batch["text"], batch["text_mask"] = self.tokenizer.encode(captions)
@@ -112,11 +120,11 @@ class Loader:
       for i in map(int, indices)
     ]
 
-  def _good(self, position, raw, broken):
+  def _good(self, position, raw, rng, broken):
     """The example of this record, or of the first of its substitutes that is whole."""
     for attempt in range(ATTEMPTS):
-      rng = np.random.default_rng((self.seed, position, attempt))
       if attempt:
+        rng = np.random.default_rng((self.seed, position, attempt))
         (raw,) = self._read(rng.integers(len(self.source), size=1))
       try:
         captions = raw["captions"]
@@ -193,13 +201,39 @@ def text_of(caption):
 
 def stack(rows: list[dict[str, Any]]) -> np.ndarray:
   """uint8 [B, R, R, 3] of the rows' images, or float32 [B, N, W] of their regions."""
-  shapes = {row["image"].shape for row in rows}
-  if len(shapes) > 1:
-    raise ValueError(
-      f"config: data.pp leaves images of different sizes, {sorted(shapes)[:3]}: end it"
-      " with a word that makes them equal, e.g. resize(64)."
-    )
-  return np.stack([row["image"] for row in rows])
+  images = Images(len(rows))
+  for row in rows:
+    images.add(row["image"])
+  return images.all
+
+
+class Images:
+  """The images of a batch; each is copied there while it is in the processor's cache.
+
+  Attributes:
+    all: uint8 [B, R, R, 3], or float32 [B, N, W] of regions.
+  """
+
+  def __init__(self, count: int):
+    self.all = np.zeros(0, np.uint8)
+    self._count, self._added = count, 0
+
+  def add(self, image: np.ndarray) -> None:
+    """The next one.
+
+    Raises:
+      ValueError: it has another shape than those before.
+    """
+    if not self._added:
+      self.all = np.empty((self._count, *image.shape), image.dtype)
+    elif image.shape != self.all.shape[1:]:
+      raise ValueError(
+        "config: data.pp leaves images of different sizes,"
+        f" {sorted({image.shape, self.all.shape[1:]})}: end it with a word that makes"
+        " them equal, e.g. resize(64)."
+      )
+    self.all[self._added] = image
+    self._added += 1
 
 
 def sizes(rows):

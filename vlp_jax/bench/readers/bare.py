@@ -1,5 +1,6 @@
 """Decodes whole JPEGs that lie in memory, by libjpeg-turbo, and nothing else."""
 
+import collections
 from concurrent import futures
 import importlib.metadata
 
@@ -21,11 +22,23 @@ def main() -> None:
       simplejpeg.decode_jpeg(data, "RGB")
     return chunk
 
-  pool = futures.ThreadPoolExecutor(work.workers)
-  run = map if work.workers == 1 else pool.map
+  endless = work_lib.forever(lambda: chunks)
+  if work.workers == 1:
+    batches = map(decode, endless)
+  else:
+    batches = _side_by_side(decode, endless, work.workers)
   version = importlib.metadata.version("simplejpeg")
-  batches = work_lib.forever(lambda: run(decode, chunks))
   work_lib.serve(work, batches, simplejpeg=version)
+
+
+def _side_by_side(decode, chunks, workers):
+  """So many at once, and one that waits: what is ahead is less than `work.AHEAD`."""
+  with futures.ThreadPoolExecutor(workers) as pool:
+    waiting = collections.deque()
+    for chunk in chunks:
+      waiting.append(pool.submit(decode, chunk))
+      if len(waiting) > workers:
+        yield waiting.popleft().result()
 
 
 if __name__ == "__main__":

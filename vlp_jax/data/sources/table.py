@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -60,7 +61,7 @@ class Source:
       )
     first = [self._file(row[0]) for row in self._rows[:PROBED]]
     what = "images" if self.suffix is None else f"{self.suffix} files"
-    if not any(file.is_file() for file in first):
+    if not any(os.path.isfile(file) for file in first):
       raise FileNotFoundError(
         f"config: source.path={self.path}: none of its first {len(first)} {what} is"
         f" there, the first would be {first[0]}; set --config.data.source.root=… to the"
@@ -84,7 +85,8 @@ class Source:
     file = self._file(image)
     example = {"image": b"", "captions": captions, "image_id": index, "key": str(file)}
     try:
-      example["image"] = file.read_bytes()
+      with open(file, "rb", buffering=0) as opened:
+        example["image"] = opened.read()
     except OSError as error:
       # A file that is gone is a broken record like any other: counted and named.
       missing = isinstance(error, FileNotFoundError)
@@ -92,8 +94,13 @@ class Source:
     return example
 
   def _file(self, image):
-    file = self._folder / image
-    return file if self.suffix is None else file.with_suffix(self.suffix)
+    # For each image of a run: pathlib would take as long as reading it.
+    file = os.path.join(self._root, image)
+    return file if self.suffix is None else pathlib.Path(file).with_suffix(self.suffix)
+
+  @functools.cached_property
+  def _root(self) -> str:
+    return str(self._folder)
 
   @functools.cached_property
   def _folder(self) -> pathlib.Path:
