@@ -183,7 +183,7 @@ def _child(name, work, python, env=None):
   return timing.Child(argv, python=python, env=env)
 
 
-def waiting(work: work_lib.Work, *, steps: int = 24) -> dict[str, float]:
+def waiting(work: work_lib.Work, *, steps: int = 48) -> dict[str, float]:
   """How long a device waits whose step takes `SLOWER` times as long as the input.
 
   The step sleeps, as a host does while an accelerator computes; transfers and waiting
@@ -201,9 +201,9 @@ def waiting(work: work_lib.Work, *, steps: int = 24) -> dict[str, float]:
     for _ in range(4):
       next(batches)
     start = time.perf_counter()
-    for _ in range(8):
+    for _ in range(steps):  # many more than can lie ready
       next(batches)
-    input_seconds = (time.perf_counter() - start) / 8
+    input_seconds = (time.perf_counter() - start) / steps
     ahead = loop_timing.Waiting(sharding.prefetch(batches, mesh))
     next(ahead)
     ahead.seconds, start = 0.0, time.perf_counter()

@@ -30,6 +30,9 @@ EXIT_TRY_AGAIN = 75
 # Seconds for news of another process, before an error is taken for our own; and for an
 # error of our own to show, before that of another process is told.
 GRACE = 2.0
+# Seconds in which one has to go on. Less than the 1800 after which Gloo, by which CPUs
+# talk to each other, gives up waiting: that would be an error of one who is not at fault.
+STALL = 1500
 # Seconds in which a process says what is to be said, and leaves.
 LEAVE = 30.0
 
@@ -45,7 +48,7 @@ def joined(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
   VLP_JAX_START_TIMEOUT (300): all have to come.
   VLP_JAX_HANG_TIMEOUT (120): each has to give a sign of life, which it cannot while it
     loads a library.
-  VLP_JAX_STALL_TIMEOUT (1800): once all have started, one has to go on: to take a
+  VLP_JAX_STALL_TIMEOUT (1500): once all have started, one has to go on: to take a
     step, to evaluate a batch, to have saved; otherwise the one that has come least far
     hangs. It has to be longer than a checkpoint takes to be written or read, and than
     an evaluation takes to compile. Wants signs of life, and is at least half of the
@@ -63,7 +66,7 @@ def joined(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
   limit = _seconds(environ, "VLP_JAX_START_TIMEOUT", 300)
   silence = _seconds(environ, "VLP_JAX_HANG_TIMEOUT", 120)
   # Alone, it may stand in a debugger, and nobody may be there to start it again.
-  stand = _seconds(environ, "VLP_JAX_STALL_TIMEOUT", 1800 if place else 0)
+  stand = _seconds(environ, "VLP_JAX_STALL_TIMEOUT", STALL if place else 0)
   if place is None:
     with _alone(silence, stand):
       yield
