@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -73,6 +74,18 @@ def test_a_sample_is_like_a_batch_and_begins_nothing(monkeypatch):
   assert_same([first, next(made)], [next(untouched), next(untouched)])
   for each in (made, untouched):
     each.close()
+
+
+def test_what_is_closed_keeps_no_batches():
+  made = pipeline.train_batches(pictures.source(4), PP, TOKENIZER, batch_size=2, seed=0)
+  kept = made._loaded
+  next(made)
+  until = time.monotonic() + 60
+  while not kept and time.monotonic() < until:
+    time.sleep(0.01)
+  assert kept
+  made.close()
+  assert not kept and next(made, None) is None
 
 
 def test_what_is_closed_before_it_begins_has_no_batches():

@@ -207,6 +207,7 @@ class TrainBatches:
       self._iterator = iter(())
     if ending := self._end():
       ending.join()
+      self._loaded.clear()  # what nobody took
 
 
 def _load(loader, loaded, number, positions, indices):

@@ -31,7 +31,7 @@ EXIT_TRY_AGAIN = 75
 # error of our own to show, before that of another process is told.
 GRACE = 2.0
 # Seconds in which one has to go on. Less than the 1800 after which Gloo, by which CPUs
-# talk to each other, gives up waiting: that would be an error of one who is not at fault.
+# talk to each other, gives up: that would be an error of one who is not at fault.
 STALL = 1500
 # Seconds in which a process says what is to be said, and leaves.
 LEAVE = 30.0
