@@ -13,7 +13,8 @@ timing.serve({"name": "x"}, lambda: (3.0, 2.0))
 """
 
 
-def test_all_take_turns_and_every_second_turn_is_the_other_way_round():
+def watched():
+  """(names in the order in which they ran, contenders a and b)."""
   seen = []
 
   def contender(name):
@@ -23,24 +24,19 @@ def test_all_take_turns_and_every_second_turn_is_the_other_way_round():
 
     return run
 
-  names = ["a", "b"]
-  times = timing.side_by_side({n: contender(n) for n in names}, repeats=3)
+  return seen, {name: contender(name) for name in "ab"}
+
+
+def test_all_take_turns_and_every_second_turn_is_the_other_way_round():
+  seen, both = watched()
+  times = timing.side_by_side(both, repeats=3)
   assert seen == ["a", "b", "a", "b", "b", "a", "a", "b"]
   assert times["a"].wall == (3.0, 6.0, 7.0)
   assert (times["a"].best, times["a"].median, times["a"].least_cpu) == (3.0, 6.0, 0.5)
 
 
 def test_what_leads_a_round_does_not_count():
-  seen = []
-
-  def contender(name):
-    def run():
-      seen.append(name)
-      return float(len(seen)), 0.5
-
-    return run
-
-  both = {name: contender(name) for name in "ab"}
+  seen, both = watched()
   times = timing.side_by_side(both, repeats=2, warmup=0, lead=1)
   assert seen == list("aabbbbaa")
   assert (times["a"].wall, times["b"].wall) == ((2.0, 8.0), (4.0, 6.0))
