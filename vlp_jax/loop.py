@@ -1,6 +1,5 @@
 """The run: what happens, in the order in which it happens."""
 
-from concurrent import futures
 import contextlib
 import gc
 import logging
@@ -88,7 +87,7 @@ def _train(job, stop, *, first, start_time):
   with stepping.compiling(train_step.programs, job.mesh, job.sharding) as traced:
     if state is None:
       state = _fresh(job, abstract, weights)
-    futures.wait([traced])
+    traced.result()
     batches.open()
   begun = done = int(state.step)
   _tell(first, _summary(job, state))

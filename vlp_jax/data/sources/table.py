@@ -83,7 +83,7 @@ class Source:
   def _example(self, index):
     image, captions = self._rows[index]
     file = self._file(image)
-    example = {"image": b"", "captions": captions, "image_id": index, "key": str(file)}
+    example = {"image": b"", "captions": captions, "image_id": index, "key": file}
     try:
       with open(file, "rb", buffering=0) as opened:
         example["image"] = opened.read()
@@ -96,7 +96,9 @@ class Source:
   def _file(self, image):
     # For each image of a run: pathlib would take as long as reading it.
     file = os.path.join(self._root, image)
-    return file if self.suffix is None else pathlib.Path(file).with_suffix(self.suffix)
+    if self.suffix is None:
+      return file
+    return str(pathlib.Path(file).with_suffix(self.suffix))
 
   @functools.cached_property
   def _root(self) -> str:
