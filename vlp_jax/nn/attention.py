@@ -54,7 +54,10 @@ def fastest(query: jax.Array, key: jax.Array) -> str:
 
 
 def cudnn(
-  query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  mask: jax.Array | mask_lib.First | None,
 ) -> jax.Array:
   """cuDNN's flash attention, of any lengths and with any mask: [B, L, N, H].
 
@@ -63,16 +66,19 @@ def cudnn(
   """
   length, keys = query.shape[1], key.shape[1]
   odd = [(0, length % 2), (0, keys % 2)]
-  lengths = {}
+  real = None
+  if isinstance(mask, mask_lib.First):
+    real, mask = (length, mask.real), None
   if length % 2 or keys % 2:
     query = jnp.pad(query, ((0, 0), odd[0], (0, 0), (0, 0)))
     key, value = (jnp.pad(x, ((0, 0), odd[1], (0, 0), (0, 0))) for x in (key, value))
-    if mask is None:
-      rows = query.shape[0]
-      lengths = dict(
-        query_seq_lengths=jnp.full((rows,), length, jnp.int32),
-        key_value_seq_lengths=jnp.full((rows,), keys, jnp.int32),
-      )
+    if mask is None and real is None:
+      real = (length, keys)
+  lengths = {}
+  if real is not None:
+    names = ("query_seq_lengths", "key_value_seq_lengths")
+    full = (jnp.full(query.shape[:1], count, jnp.int32) for count in real)
+    lengths = dict(zip(names, full, strict=True))
   if mask is not None:
     mask = jnp.broadcast_to(mask, (*mask.shape[:2], length, keys))
     mask = jnp.pad(mask, ((0, 0), (0, 0), *odd))
@@ -192,7 +198,7 @@ def attend(
   query: jax.Array,
   key: jax.Array,
   value: jax.Array,
-  mask: jax.Array | None,
+  mask: jax.Array | mask_lib.First | None,
   train: bool,
   bias: jax.Array | None = None,
 ) -> jax.Array:
@@ -211,6 +217,8 @@ def attend(
   if backend == "auto":
     best = fastest(query, key) if bias is None else "xla"
     backend = "einsum" if dropped or watched else best
+  if isinstance(mask, mask_lib.First) and backend != "cudnn":
+    mask = mask.seen(key.shape[1])
   if backend != "einsum":
     if dropped:
       raise ValueError(

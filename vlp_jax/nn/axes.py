@@ -14,6 +14,9 @@ import jax
 from jax.experimental import layout
 import jax.numpy as jnp
 
+from vlp_jax.ops import kernels
+from vlp_jax.ops import pointwise
+
 
 def boxed(init: Callable, *axes: str | None) -> Callable:
   """An initialiser whose result carries the logical names of its axes."""
@@ -62,6 +65,25 @@ def devices_along(name: str) -> int:
   """Over so many devices a logical axis is split, here and now."""
   mesh = jax.sharding.get_abstract_mesh()
   return math.prod(mesh.shape[axis] for axis in mesh_axes(name))
+
+
+def kernel_rows(x: jax.Array, dtype: str, last: str) -> pointwise.Rows | None:
+  """How x [B, L, D] is spread where kernels are to work on its rows; None: XLA is.
+
+  They are for GPUs, and for numbers of 16 bits: what is computed in float32 is to be
+  compared with other programs digit by digit. last: logical name of the axis D, which
+  an activation may be split along and a norm (of "act_embed") may not.
+  """
+  half = jnp.dtype(dtype).itemsize == 2
+  if platform() != "gpu" or not half or x.ndim != 3 or x.shape[-1] > kernels.WIDEST:
+    return None
+  spread = tuple(mesh_axes(name) for name in ("batch", "length", last))
+  if last == "act_embed" and spread[-1]:
+    return None
+  counts = (devices_along(name) for name in ("batch", "length", last))
+  if any(size % count for size, count in zip(x.shape, counts, strict=True)):
+    return None
+  return pointwise.Rows(spread)
 
 
 def kernel_init(std: float | None, fan_in: int) -> Callable:

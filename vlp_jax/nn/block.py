@@ -61,10 +61,22 @@ class Mlp(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     width = x.shape[-1]
     common = dict(bias=self.bias, init_std=self.init_std, dtype=self.dtype)
+    act = ACTIVATIONS[self.act]
+    up = jax.ShapeDtypeStruct((*x.shape[:-1], self.mlp_dim), self.dtype)
+    rows = axes.kernel_rows(up, self.dtype, "act_mlp")
+    biased = None
+    if rows is not None and self.bias and isinstance(act, pointwise.Activation):
+      biased = lambda y, bias: act.biased(y, bias, rows)
     x = linear.Linear(
-      "BLD,DF->BLF", (width, self.mlp_dim), ("embed", "mlp"), name="up", **common
+      "BLD,DF->BLF",
+      (width, self.mlp_dim),
+      ("embed", "mlp"),
+      name="up",
+      then=biased,
+      **common,
     )(x)
-    x = axes.constrain(ACTIVATIONS[self.act](x), "batch", "length", "act_mlp")
+    x = x if biased else act(x)
+    x = axes.constrain(x, "batch", "length", "act_mlp")
     return linear.Linear(
       "BLF,FD->BLD", (self.mlp_dim, width), ("mlp", "embed"), name="down", **common
     )(x)
@@ -146,7 +158,10 @@ def residual(
   For use in a compact method of `module`, which has the fields of `Block`.
   """
   norm = linear.LayerNorm(module.norm_eps, module.dtype, module.bias, name=norm_name)
-  y = layer(norm(x) if module.norm == "pre" else x)
+  y = x
+  if module.norm == "pre":
+    y, x = norm(x, fork=True)
+  y = layer(y)
   y = dropout_lib.Dropout(module.dropout)(y, deterministic=not train)
   y = drop_paths(module, y, drop_path, train=train)
   return x + y if module.norm == "pre" else norm(x + y)
@@ -261,10 +276,46 @@ def run(
   keys: those of the memory for all layers, as `remember` makes them.
   """
   x = x.astype(module.dtype)
+  length = x.shape[1]
+  if memory is None and keys is None and wants_even(module, x, mask, train=train):
+    x, mask = even(x, mask)
   memory = jax.tree.map(lambda m: m.astype(module.dtype), memory)
   own = Own(drop_rates(module), jax.tree.map(lambda a: jnp.moveaxis(a, 2, 0), keys))
   x, _ = module.blocks(x, own, mask, memory, memory_mask, train)
-  return axes.row_major(x)
+  return axes.row_major(x[:, :length])
+
+
+def wants_even(module: nn.Module, x: jax.Array, mask: Any, *, train: bool) -> bool:
+  """Whether a stack's self-attention of x [B, L, D] is cuDNN's, and L is odd.
+
+  cuDNN's wants even lengths: filled up here, x is copied once, not in every layer.
+  """
+  plain = mask is None or (isinstance(mask, jax.Array) and mask.ndim == 4)
+  watched = module.is_mutable_collection("attention") or module.has_variable(
+    "perturbations", "blocks"
+  )
+  dropped = train and module.dropout_attention > 0
+  if x.shape[1] % 2 == 0 or not plain or watched or dropped:
+    return False
+  if axes.devices_along("length") > 1:
+    return False
+  shape = (*x.shape[:2], module.num_heads, x.shape[2] // module.num_heads)
+  heads = jax.ShapeDtypeStruct(shape, module.dtype)
+  backend = module.backend
+  backend = attention_lib.fastest(heads, heads) if backend == "auto" else backend
+  return backend == "cudnn"
+
+
+def even(
+  x: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array | mask_lib.First]:
+  """x [B, L, D] and mask bool [B, 1, 1|L, L] with a place more, which none sees."""
+  length = x.shape[1]
+  x = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
+  if mask is None:
+    return x, mask_lib.First(length)
+  rows = (0, 0 if mask.shape[2] == 1 else 1)
+  return x, jnp.pad(mask, ((0, 0), (0, 0), rows, (0, 1)))
 
 
 def remember(module: nn.Module, memory: jax.Array) -> attention_lib.KeyValue | None:

@@ -4,6 +4,7 @@ Shape letters: B batch, L length, S key length, P patches, D width, N heads,
 H head_dim, F mlp, K pixels of a patch, V vocabulary, E embedding, C classes.
 """
 
+from collections.abc import Callable
 import math
 
 import flax.linen as nn
@@ -28,6 +29,7 @@ class Linear(nn.Module):
     bias: adds one of the shape of the output letters that the kernel brings.
     init_std: deviation of the kernel; None means 1 / sqrt(fan in).
     dtype: compute dtype; parameters are float32.
+    then: what is done with the product and the bias, instead of adding it.
   """
 
   eqn: str
@@ -36,6 +38,7 @@ class Linear(nn.Module):
   bias: bool = True
   init_std: float | None = 0.02
   dtype: str = "float32"
+  then: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -50,7 +53,11 @@ class Linear(nn.Module):
       kept = [i for i in range(len(weights)) if i not in summed]
       zeros = axes.boxed(nn.initializers.zeros_init(), *(self.names[i] for i in kept))
       bias = self.param("bias", zeros, tuple(self.shape[i] for i in kept))
-      y = y + bias.astype(self.dtype)
+      if self.then is not None:
+        return self.then(y, bias)
+      # As one axis: what is added so, XLA has cuBLAS add within the product.
+      flat = y.reshape(*y.shape[: y.ndim - len(kept)], -1)
+      y = (flat + bias.astype(self.dtype).reshape(-1)).reshape(y.shape)
     return y
 
 
@@ -62,11 +69,22 @@ class LayerNorm(nn.Module):
   bias: bool = True
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, *, fork: bool = False
+  ) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """x [..., D]; fork: (the normed, x), for what adds to x a function of the normed.
+
+    One kernel then adds up what flows back to either, where there are such kernels.
+    """
     shape = (x.shape[-1],)
     scale = self.param("scale", axes.boxed(nn.initializers.ones_init(), "embed"), shape)
     bias = None
     if self.bias:
       zeros = axes.boxed(nn.initializers.zeros_init(), "embed")
       bias = self.param("bias", zeros, shape)
-    return pointwise.layer_norm(x, scale, bias, self.eps, self.dtype)
+    rows = axes.kernel_rows(x, self.dtype, "act_embed")
+    args = (x, scale, bias, self.eps, self.dtype)
+    if rows is not None:
+      return pointwise.kernel_norm(*args, rows, fork)
+    y = pointwise.layer_norm(*args)
+    return (y, x) if fork else y

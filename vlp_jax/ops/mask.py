@@ -40,6 +40,23 @@ class Writing:
     return before[None, None]
 
 
+@functools.partial(
+  jax.tree_util.register_dataclass, data_fields=[], meta_fields=["real"]
+)
+@dataclasses.dataclass(frozen=True)
+class First:
+  """A mask of rows that are all as long: what stands behind is there for its layout.
+
+  real: places that every query sees, from the first.
+  """
+
+  real: int
+
+  def seen(self, count: int) -> jax.Array:
+    """bool [1, 1, 1, count]."""
+    return (jnp.arange(count) < self.real)[None, None, None]
+
+
 def begin(ids_BL: jax.Array, first: int, kind: "Attention | Writing") -> jax.Array:
   """The ids with `first` at the first place of the text."""
   if isinstance(kind, Writing):
