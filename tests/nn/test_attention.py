@@ -8,6 +8,7 @@ import pytest
 
 from vlp_jax.nn import attention
 from vlp_jax.nn import axes
+from vlp_jax.ops import mask as mask_lib
 
 B, L, S, D, N = 2, 5, 7, 16, 4
 
@@ -166,3 +167,22 @@ def test_cudnn_is_asked_for_even_lengths_and_masks_of_every_query(
   found = jax.grad(total, (1, 2, 3))(attention.cudnn, query, key, value)
   wanted = jax.grad(total, (1, 2, 3))(expected, query, key, value)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, wanted)
+
+
+def test_cudnn_is_told_how_many_keys_are_real(monkeypatch):
+  plain = jax.nn.dot_product_attention
+
+  def stand_in(*args, implementation, **lengths):
+    assert implementation == "cudnn"
+    return plain(*args, implementation="xla", **lengths)
+
+  monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+  query, key, value = (
+    jax.random.normal(jax.random.key(i), (2, 6, 3, 8)) for i in range(3)
+  )
+  mask = mask_lib.First(5)
+  found = attention.cudnn(query, key, value, mask)
+  seen = mask.seen(6)
+  wanted = plain(query, key, value, mask=seen, implementation="xla")
+  np.testing.assert_allclose(found, wanted, atol=1e-6)
+  assert not np.allclose(found, plain(query, key, value), atol=1e-3)

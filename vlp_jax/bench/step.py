@@ -150,7 +150,8 @@ def measure(
     lowered_at = time.perf_counter()
     compiled = lowered.compile()
     done = time.perf_counter()
-    state = job_lib.fresh_state(job)
+    state = jax.block_until_ready(job_lib.fresh_state(job))
+    made = time.perf_counter()
     batch = sharding.put_batch(batch_lib.noise(job.batch, vocab), job.mesh)
 
     def run(times):
@@ -209,6 +210,7 @@ def measure(
       "import_and_build": built - start,
       "trace_and_lower": lowered_at - built,
       "compile": done - lowered_at,
+      "initial_state": made - done,
       "first_step": first,
     },
   }
