@@ -197,8 +197,8 @@ def test_a_train_step_needs_no_tensorflow():
   assert done.returncode == 0, done.stderr
 
 
-def test_a_run_compiles_before_tensorflow_is_imported():
-  """Its data are built, and looked at, without: `TrainBatches.open` imports it."""
+def test_a_run_begins_before_tensorflow_is_imported():
+  """Its data are built, and the first batches made, without."""
   names = ["vlp_jax.loop", "vlp_jax.data.pipeline", "vlp_jax.data.sources.scenes"]
   done = imported_without(names, ["tensorflow", "tensorflow_datasets"])
   assert done.returncode == 0, done.stderr

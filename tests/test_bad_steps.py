@@ -11,7 +11,7 @@ import tensorflow as tf
 from tests import runs
 from vlp_jax import config_file
 from vlp_jax import loop
-from vlp_jax.data import pipeline
+from vlp_jax.data import shuffle
 from vlp_jax.data.sources import scenes
 
 BATCH, SIZE, TOTAL, SAVED = 16, 640, 24, 3  # 40 steps an epoch
@@ -31,7 +31,7 @@ def bad_image():
   """An image of step BAD, and of no other of the first epoch."""
   source = scenes.Source(split="train", size=SIZE, res=24)
   positions = tf.range(SIZE, dtype=tf.int64)
-  order = pipeline.shuffled(positions, SIZE, 0).numpy()
+  order = shuffle.shuffled(positions, SIZE, 0)
   ids = np.array([each["image_id"] for each in source.read(order)])
   names, counts = np.unique(ids, return_counts=True)
   own = ids[(BAD - 1) * BATCH : BAD * BATCH]

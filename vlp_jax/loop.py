@@ -85,10 +85,9 @@ def _train(job, stop, *, first, start_time):
   weights = _weights(job, abstract) if state is None else None
   train_step = job_lib.stepping(job)
   with stepping.compiling(train_step.programs, job.mesh, job.sharding) as traced:
+    traced.result()
     if state is None:
       state = _fresh(job, abstract, weights)
-    traced.result()
-    batches.open()
   begun = done = int(state.step)
   _tell(first, _summary(job, state))
   waiting = timing.Waiting(train_step.feed(batches))

@@ -1,6 +1,7 @@
 """Batches by position: order, randomness, processes, broken records, evaluation."""
 
 import collections
+import functools
 import itertools
 import logging
 import os
@@ -19,6 +20,7 @@ from vlp_jax.data import evaluation
 from vlp_jax.data import pipeline
 from vlp_jax.data import pp
 from vlp_jax.data import records
+from vlp_jax.data import shuffle
 
 PP = "decode|random_resized_crop(8)|flip|randaugment(2, 7)|clean(30)"
 TOKENIZER = pictures.Tokenizer()
@@ -74,6 +76,68 @@ def test_a_sample_is_like_a_batch_and_begins_nothing(monkeypatch):
   assert_same([first, next(made)], [next(untouched), next(untouched)])
   for each in (made, untouched):
     each.close()
+
+
+def test_the_first_batches_need_no_tensorflow(monkeypatch):
+  """They are those of tf.data, which goes on behind them."""
+  source = pictures.source(20, captions=2)
+  wanted = batches(source, 8, seed=3, start=4)
+  asked, here = [], False
+
+  def is_here(*, wanted):
+    asked.append(wanted)
+    return here
+
+  monkeypatch.setattr(pipeline, "is_here", is_here)
+  made = pipeline.train_batches(source, PP, TOKENIZER, batch_size=4, seed=3, start=4)
+  with monkeypatch.context() as patch:
+    patch.setattr(pipeline, "tensorflow", lambda: pytest.fail("imported too early"))
+    found = [next(made) for _ in range(5)]
+  assert asked == [False, False, True, True, True]
+  here = True
+  found += [next(made) for _ in range(3)]
+  made.close()
+  assert_same(found, wanted)
+
+
+def test_early_batches_of_pieces(monkeypatch):
+  source = pictures.source(20)
+  fields = dict(batch_size=8, pieces=2, runs=2)
+  wanted = batches(source, 6, **fields)
+  monkeypatch.setattr(pipeline, "is_here", lambda wanted: False)
+  assert_same(batches(source, 6, **fields), wanted)
+
+
+def test_early_batches_tell_of_broken_records_and_of_errors(monkeypatch, tmp_path):
+  monkeypatch.setattr(pipeline, "is_here", lambda wanted: False)
+
+  class Source:
+    def __len__(self):
+      return 4
+
+    def read(self, indices):
+      raise OSError("the disk is gone")
+
+  made = pipeline.train_batches(Source(), PP, TOKENIZER, batch_size=2, seed=0)
+  with pytest.raises(OSError, match="the disk is gone"):
+    next(made)
+  made.close()
+  assert next(made, None) is None
+
+
+def test_tensorflow_that_cannot_be_imported_is_told(monkeypatch):
+  def missing():
+    raise ImportError("no tensorflow here")
+
+  monkeypatch.setattr(pipeline, "tensorflow", functools.cache(missing))
+  monkeypatch.setattr(
+    pipeline, "_importing", functools.cache(pipeline._importing.__wrapped__)
+  )
+  assert not pipeline.is_here(wanted=False)
+  assert not pipeline._importing.cache_info().currsize
+  with pytest.raises(ImportError, match="no tensorflow here"):
+    while not pipeline.is_here(wanted=True):
+      time.sleep(0.01)
 
 
 def test_what_is_closed_keeps_no_batches():
@@ -151,32 +215,32 @@ def test_pieces_that_the_rows_do_not_make():
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 17, 64, 100, 1000])
 def test_every_epoch_is_another_permutation(size):
   positions = np.arange(4 * size)
-  indices = pipeline.shuffled(positions, size, 0).numpy().reshape(4, size)
+  indices = shuffle.shuffled(positions, size, 0).reshape(4, size)
   for epoch in indices:
     assert sorted(epoch) == list(range(size))
   if size > 5:  # of 5 there are 120, and two may be the same
     assert len({tuple(epoch) for epoch in indices}) == 4
-    other = pipeline.shuffled(positions, size, 1).numpy().reshape(4, size)
+    other = shuffle.shuffled(positions, size, 1).reshape(4, size)
     assert not (other == indices).all(axis=1).any()
 
 
 @pytest.mark.parametrize("size, block", [(4, 4), (12, 2), (60, 5), (64, 1)])
 def test_blocks_stay_together(size, block):
-  moved = pipeline.shuffled(np.arange(3 * size), size, 0, block=block).numpy()
+  moved = shuffle.shuffled(np.arange(3 * size), size, 0, block=block)
   runs = moved.reshape(3, -1, block)
   assert (runs - runs[:, :, :1] == np.arange(block)).all()
   order = runs[:, :, 0] // block
   assert (np.sort(order) == np.arange(size // block)).all()
   if size > block:
     assert (order[0] != order[1]).any()
-  alone = pipeline.shuffled(np.arange(3 * size // block), size // block, 0).numpy()
+  alone = shuffle.shuffled(np.arange(3 * size // block), size // block, 0)
   np.testing.assert_array_equal(order.ravel(), alone)
 
 
 @pytest.mark.parametrize("seed", [0, 7])  # a key of zeros is the hardest
 @pytest.mark.parametrize("size", [10, 60, 257, 1000, 6000])
 def test_the_order_has_no_pattern(size, seed):
-  epochs = pipeline.shuffled(np.arange(100 * size), size, seed).numpy()
+  epochs = shuffle.shuffled(np.arange(100 * size), size, seed)
   epochs = epochs.reshape(100, size)
   # Correlations in standard errors: their mean square over 100 epochs is 1 ± 0.14.
   pairs = dict(
@@ -246,7 +310,7 @@ def test_workers_change_nothing():
 def test_batches_are_made_side_by_side_and_come_in_order():
   """The first batch is not ready before the second was begun."""
   source, begun = pictures.source(8), threading.Event()
-  order = pipeline.shuffled(np.arange(8), 8, 0).numpy()
+  order = shuffle.shuffled(np.arange(8), 8, 0)
 
   class Slow(pictures.Source):
     def read(self, indices):
@@ -392,7 +456,7 @@ def test_errors_that_are_no_broken_records_come_as_themselves():
 
 
 def test_batches_before_an_error_are_given():
-  order = pipeline.shuffled(np.arange(12), 12, 0).numpy()
+  order = shuffle.shuffled(np.arange(12), 12, 0)
   last = set(order[8:].tolist())
 
   class Odd(pictures.Source):
@@ -439,6 +503,7 @@ def test_batches_dropped_while_more_are_prepared():
     for i in range(8):
       made = pipeline.train_batches(
           pictures.source(10), "decode|resize(8)", Slow(), batch_size=4, seed=i)
+      made.open()
       next(made)
       if i % 2:
         made.close()

@@ -43,4 +43,5 @@ def open_feed(
   )
   stack.enter_context(contextlib.closing(batches))
   batch_lib.check(job, batches.sample())
+  batches.open()
   return job, timing.Waiting(sharding.prefetch(batches, job.mesh))

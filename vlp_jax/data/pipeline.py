@@ -4,13 +4,14 @@ Position p of a run is an example by a stateless permutation of (seed, epoch), a
 is random about it (crop, caption) is drawn from (seed, p). So any step can be asked for
 at once, on any number of processes, and nothing about data is in a checkpoint.
 
-TensorFlow is imported when reading begins: that takes two seconds, in which the train
-step can compile.
+The first batches are made without TensorFlow, which takes two seconds to import: it is
+imported while the first steps run.
 
 Shape letters: B batch, R side of the image, L text length.
 """
 
 from collections.abc import Iterator
+from concurrent import futures
 import dataclasses
 import functools
 import threading
@@ -23,12 +24,11 @@ from vlp_jax import memory
 from vlp_jax.data import columns as columns_lib
 from vlp_jax.data import pp as pp_lib
 from vlp_jax.data import records
+from vlp_jax.data import shuffle
 
-# Of the shuffle. TensorFlow's 4 leave data of a few thousand examples nearly in order
-# (their correlation with it is 5 to 10 times that of chance), and 8 leave a trace in
-# 60,000; after 16 none is found.
-ROUNDS = 16
 SAMPLE = 8  # examples that are looked at before anything else
+EARLY = 2  # pieces that are made before TensorFlow's import begins
+TOGETHER = 4_096  # rows whose examples are found at once: of each by itself it is slow
 
 
 def train_batches(
@@ -125,13 +125,25 @@ class Order:
   batch_size: int
   rows: np.ndarray
 
-  def piece(self, number: Any) -> tuple[Any, Any]:
-    """(positions, examples), int64 [n] each, of the piece of a number (tensor)."""
-    tf = tensorflow()
-    pieces = len(self.rows)
-    begin = self.start + number // pieces * self.batch_size
-    positions = begin + tf.gather(tf.constant(self.rows), number % pieces)
-    return positions, shuffled(positions, self.size, self.seed, block=self.block)
+  def piece(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """(positions, examples), int64 [n] each, of the piece of a number."""
+    # Of one epoch: each has a permutation of its own.
+    together = max(1, min(TOGETHER, self.size) // self.rows.shape[1])
+    positions, examples = self._found(number // together, together)
+    return positions[number % together], examples[number % together]
+
+  @functools.cached_property
+  def _found(self):
+    # Workers ask for neighbours: few are kept.
+    return functools.lru_cache(maxsize=4)(self._find)
+
+  def _find(self, which, together):
+    """(positions, examples), int64 [pieces, n] each, of a run of pieces."""
+    numbers = which * together + np.arange(together)
+    begins = self.start + numbers // len(self.rows) * self.batch_size
+    positions = begins[:, None] + self.rows[numbers % len(self.rows)]
+    moved = shuffle.shuffled(positions.ravel(), self.size, self.seed, block=self.block)
+    return positions, moved.reshape(positions.shape)
 
 
 class TrainBatches:
@@ -155,6 +167,7 @@ class TrainBatches:
     self._bad = bad
     self.bad = bad.counts
     self._iterator = None
+    self._next = 0  # number of the piece
     self._end = lambda: None
 
   def sample(self) -> dict[str, np.ndarray]:
@@ -168,24 +181,20 @@ class TrainBatches:
     return batch
 
   def open(self) -> None:
-    """Begins to read ahead, unless that has begun; the first batch does it, too."""
+    """Begins to read ahead by tf.data, unless that has begun."""
     if self._iterator is not None:
       return
     tf = tensorflow()
     more_wanted = tf.Variable(True, trainable=False)
     # Not a method: what TensorFlow keeps must not keep this object.
-    load = functools.partial(_load, self._loader, self._loaded)
-    order, parallel = self._order, self._parallel
-
-    def step(number):
-      return tf.numpy_function(load, (number, *order.piece(number)), tf.int64)
-
+    load = functools.partial(_load, self._loader, self._order, self._loaded)
+    step = lambda number: tf.numpy_function(load, (number,), tf.int64)
     options = tf.data.Options()
     options.deterministic = True
-    options.threading.private_threadpool_size = parallel + 1
-    steps = tf.data.Dataset.range(tf.int64.max)
+    options.threading.private_threadpool_size = self._parallel + 1
+    steps = tf.data.Dataset.range(self._next, tf.int64.max)
     steps = steps.take_while(lambda _: more_wanted.read_value())
-    data = steps.map(step, num_parallel_calls=parallel).prefetch(2)
+    data = steps.map(step, num_parallel_calls=self._parallel).prefetch(2)
     self._iterator = data.with_options(options).as_numpy_iterator()
     self._end = weakref.finalize(self, _end, self._iterator, more_wanted)
 
@@ -193,8 +202,14 @@ class TrainBatches:
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
-    self.open()
-    found = self._loaded.pop(int(next(self._iterator)))
+    number = self._next
+    if self._iterator is None and not is_here(wanted=number >= EARLY):
+      _load(self._loader, self._order, self._loaded, number)
+    else:
+      self.open()
+      number = int(next(self._iterator))
+    self._next = number + 1
+    found = self._loaded.pop(number)
     if isinstance(found, Exception):
       raise found
     batch, broken = found
@@ -210,10 +225,10 @@ class TrainBatches:
       self._loaded.clear()  # what nobody took
 
 
-def _load(loader, loaded, number, positions, indices):
+def _load(loader, order, loaded, number):
   """Puts a piece, or what went wrong with it, into `loaded`; its number."""
   try:
-    loaded[int(number)] = loader.batch(positions, indices)
+    loaded[int(number)] = loader.batch(*order.piece(int(number)))
   except Exception as error:  # TensorFlow would hand on its text alone
     loaded[int(number)] = error
   return number
@@ -228,6 +243,29 @@ def tensorflow() -> Any:
   tf.config.set_visible_devices([], "GPU")
   memory.keep_images()
   return tf
+
+
+def is_here(*, wanted: bool) -> bool:
+  """Whether TensorFlow is imported; if it is wanted, a thread begins to.
+
+  Raises:
+    ImportError: it cannot be.
+  """
+  if tensorflow.cache_info().currsize:
+    return True
+  if wanted and (coming := _importing()).done():
+    coming.result()
+    return True
+  return False
+
+
+@functools.cache
+def _importing():
+  """TensorFlow, from a thread."""
+  thread = futures.ThreadPoolExecutor(1, "importing")
+  coming = thread.submit(tensorflow)
+  thread.shutdown(wait=False)
+  return coming
 
 
 def _end(iterator, more_wanted):
@@ -256,23 +294,3 @@ def _drain(iterator, more_wanted):
       return
     except tf.errors.OpError:
       pass  # Of a batch that nobody wants.
-
-
-def shuffled(positions: Any, size: int, seed: int, *, block: int = 1) -> Any:
-  """Tensor int64 [n]: the example at each position; every epoch is another permutation.
-
-  Runs of `block` examples, which divides `size`, are moved as one.
-  """
-  tf = tensorflow()
-  epochs, at = positions // size, positions % size
-  if size == block:
-    return tf.convert_to_tensor(at)
-  # The op itself: its Python wrapper pads a seed for each index along the wrong axis.
-  run = tf.fill(tf.shape(epochs), tf.constant(seed, tf.int64))
-  moved = tf.raw_ops.RandomIndexShuffle(
-    index=at // block,
-    seed=tf.stack([run, epochs, tf.zeros_like(run)], axis=1),
-    max_index=tf.constant(size // block - 1, tf.int64),
-    rounds=ROUNDS,
-  )
-  return moved * block + at % block

@@ -87,11 +87,6 @@ class TurnBatches:
     """{kind: a few examples as its batches have them}, of all kinds."""
     return {kind: batches.sample() for kind, batches in self._batches.items()}
 
-  def open(self) -> None:
-    """Begins to read all kinds ahead."""
-    for batches in self._batches.values():
-      batches.open()
-
   @property
   def bad(self) -> dict[str, int]:
     total: dict[str, int] = {}

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import functools
 import math
 
+from flax import errors
 import flax.linen as nn
 import jax
 from jax.experimental import layout
@@ -21,6 +22,27 @@ from vlp_jax.ops import pointwise
 def boxed(init: Callable, *axes: str | None) -> Callable:
   """An initialiser whose result carries the logical names of its axes."""
   return nn.with_logical_partitioning(init, axes)
+
+
+def param(
+  module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]
+) -> jax.Array:
+  """`module.param`, for layers of which there are many.
+
+  Flax asks `init` for its shape again in every application, which took a tenth of the
+  tracing of a step; of a parameter that is there, the shape says as much.
+
+  Raises:
+    flax.errors.ScopeParamShapeError: the parameter that is there has another shape.
+  """
+  if module.is_initializing() or not module.has_variable("params", name):
+    return module.param(name, init, shape)
+  value = nn.unbox(module.get_variable("params", name))
+  if jnp.shape(value) != tuple(shape):
+    raise errors.ScopeParamShapeError(
+      name, "/".join(module.path), jnp.shape(value), tuple(shape)
+    )
+  return value
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -30,7 +30,7 @@ class Embed(nn.Module):
         self.start(*shape), dtype
       )
     boxed = axes.boxed(init, self.axis, "embed")
-    self.embedding = self.param("embedding", boxed, (self.rows, self.width))
+    self.embedding = axes.param(self, "embedding", boxed, (self.rows, self.width))
 
   def __call__(self, ids: jax.Array) -> jax.Array:
     """ids int32 [...] -> [..., D]; an id beyond the table is an error upstream."""

@@ -47,12 +47,12 @@ class Linear(nn.Module):
     summed = [i for i, c in enumerate(weights) if c in letters and c not in output]
     fan_in = math.prod(self.shape[i] for i in summed)
     init = axes.boxed(axes.kernel_init(self.init_std, fan_in), *self.names)
-    kernel = self.param("kernel", init, self.shape)
+    kernel = axes.param(self, "kernel", init, self.shape)
     y = jnp.einsum(self.eqn, x.astype(self.dtype), kernel.astype(self.dtype))
     if self.bias:
       kept = [i for i in range(len(weights)) if i not in summed]
       zeros = axes.boxed(nn.initializers.zeros_init(), *(self.names[i] for i in kept))
-      bias = self.param("bias", zeros, tuple(self.shape[i] for i in kept))
+      bias = axes.param(self, "bias", zeros, tuple(self.shape[i] for i in kept))
       if self.then is not None:
         return self.then(y, bias)
       # As one axis: what is added so, XLA has cuBLAS add within the product.
@@ -77,11 +77,13 @@ class LayerNorm(nn.Module):
     One kernel then adds up what flows back to either, where there are such kernels.
     """
     shape = (x.shape[-1],)
-    scale = self.param("scale", axes.boxed(nn.initializers.ones_init(), "embed"), shape)
+    scale = axes.param(
+      self, "scale", axes.boxed(nn.initializers.ones_init(), "embed"), shape
+    )
     bias = None
     if self.bias:
       zeros = axes.boxed(nn.initializers.zeros_init(), "embed")
-      bias = self.param("bias", zeros, shape)
+      bias = axes.param(self, "bias", zeros, shape)
     rows = axes.kernel_rows(x, self.dtype, "act_embed")
     args = (x, scale, bias, self.eps, self.dtype)
     if rows is not None:

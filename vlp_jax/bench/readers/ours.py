@@ -38,6 +38,7 @@ def main() -> None:
   work = work_lib.said()
   # Closed before the process ends: TensorFlow may wait for ever for threads in Python.
   with contextlib.closing(batches(work)) as made:
+    made.open()
     images = (batch["image"] for batch in made)
     work_lib.serve(work, images, pp=words(work))
 
