@@ -27,6 +27,7 @@ from vlp_jax.evaluators import placement
 from vlp_jax.evaluators import retrieval
 from vlp_jax.interop import initial
 from vlp_jax.ops import tree
+from vlp_jax.training import ahead
 from vlp_jax.training import cache
 from vlp_jax.training import checkpoint
 from vlp_jax.training import course
@@ -51,16 +52,18 @@ def train(given: ml_collections.ConfigDict, workdir: epath.PathLike) -> int:
     FloatingPointError: a loss is no number; the last good checkpoint is kept.
   """
   start_time = time.time()
-  # Every mistake of the user shows here.
-  job, first = _open(given, workdir)
-  if first:
-    # Not by an evaluation: what is switched off for it, is on when the run goes on.
-    (job.workdir / cli.CONFIG_FILE).write_text(config_file.to_json(given))
-  with preemption.Stop(job.preemption) as stop, course.at("starts", limited=False):
-    return _train(job, stop, first=first, start_time=start_time)
+  text = config_file.to_json(given)
+  with ahead.Programs(cache.use(), text) as programs:
+    # Every mistake of the user shows here.
+    job, first = _open(given, workdir)
+    if first:
+      # Not by an evaluation: what is switched off for it, is on when the run goes on.
+      (job.workdir / cli.CONFIG_FILE).write_text(text)
+    with preemption.Stop(job.preemption) as stop, course.at("starts", limited=False):
+      return _train(job, stop, programs, first=first, start_time=start_time)
 
 
-def _train(job, stop, *, first, start_time):
+def _train(job, stop, programs, *, first, start_time):
   # --- What is to be run ---------------------------------------------------------
   config, workdir = job.config, job.workdir
   abstract = job.abstract_state
@@ -88,6 +91,7 @@ def _train(job, stop, *, first, start_time):
     traced.result()
     if state is None:
       state = _fresh(job, abstract, weights)
+  programs.end()
   begun = done = int(state.step)
   _tell(first, _summary(job, state))
   waiting = timing.Waiting(train_step.feed(batches))

@@ -15,9 +15,10 @@ from vlp_jax import memory
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Parses, trains, exits: 0 done, 2 a mistake to mend, 128 + signal interrupted."""
+  # Before a config is read: it starts this command again.
+  memory.huge_pages()
   with cli.user_errors():
     args = cli.parse(argv, prog="python -m vlp_jax.train", doc=__doc__)
-    memory.huge_pages()
     # A start imports and traces, and leaves next to no garbage: to look for it takes a
     # second. The loop turns it on again after the first step is logged.
     gc.disable()

@@ -101,9 +101,14 @@ def make_init(
   return init
 
 
+def _a_key():
+  """The shape of a key: to make one compiles a program."""
+  return jax.eval_shape(lambda: prng.key(0))
+
+
 def abstract_params(pretrainer: nn.Module, batch: Mapping[str, Any]) -> Any:
   """Unboxed shapes of the parameters: no memory, no computation."""
-  shapes = jax.eval_shape(_variables(_ById(pretrainer)), prng.key(0), batch)
+  shapes = jax.eval_shape(_variables(_ById(pretrainer)), _a_key(), batch)
   return nn.unbox(shapes["params"])
 
 
@@ -119,7 +124,7 @@ def abstract_state(
   """Shapes, dtypes and shardings of the state: no memory, no computation."""
   init = make_init(pretrainer, tx, ema=ema)
   # Outside of the mesh context: constants boxed inside it cannot be evaluated.
-  boxed = jax.eval_shape(init, prng.key(0), batch)
+  boxed = jax.eval_shape(init, _a_key(), batch)
   places = sharding_lib.shardings(boxed, mesh, sharding)
   return jax.tree.map(
     lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place),
