@@ -107,8 +107,10 @@ def init(net, args):
   )
 
 
-def test_odd_lengths_are_filled_up_once(gpu):
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_odd_lengths_are_filled_up_once(gpu, remat):
   net, args = image_tower()
+  net = net.clone(remat=remat)
   params = init(net, args)
   gpu.clear()
   found = net.apply({"params": params}, *args)
