@@ -15,8 +15,9 @@ import jax
 from jax.experimental import layout
 import jax.numpy as jnp
 
-from vlp_jax.ops import kernels
 from vlp_jax.ops import pointwise
+
+WIDEST = 8_192  # of what a kernel takes: it holds a row in registers
 
 
 def boxed(init: Callable, *axes: str | None) -> Callable:
@@ -97,7 +98,7 @@ def kernel_rows(x: jax.Array, dtype: str, last: str) -> pointwise.Rows | None:
   an activation may be split along and a norm (of "act_embed") may not.
   """
   half = jnp.dtype(dtype).itemsize == 2
-  if platform() != "gpu" or not half or x.ndim != 3 or x.shape[-1] > kernels.WIDEST:
+  if platform() != "gpu" or not half or x.ndim != 3 or x.shape[-1] > WIDEST:
     return None
   spread = tuple(mesh_axes(name) for name in ("batch", "length", last))
   if last == "act_embed" and spread[-1]:

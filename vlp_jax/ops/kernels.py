@@ -20,7 +20,6 @@ import jax.numpy as jnp
 # choice: 8 and 16 for each of its 132.
 OF_NORM = 1_056
 OF_ACTIVATION = 2_112
-WIDEST = 8_192  # A row is held in registers.
 
 
 def norm(

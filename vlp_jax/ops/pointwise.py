@@ -15,8 +15,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from vlp_jax.ops import kernels
-
 Pointwise = Callable[[jax.Array], jax.Array]
 
 
@@ -57,6 +55,13 @@ class Rows:
     return here(arrays, whole)
 
 
+def _kernels():
+  # Here, not above: a start without a GPU need not wait for Triton.
+  from vlp_jax.ops import kernels
+
+  return kernels
+
+
 class Activation:
   """A function of each number, computed in float32, whose input alone is kept.
 
@@ -90,7 +95,7 @@ class Activation:
       x, bias = jax.lax.optimization_barrier(kept)
 
       def kernel(x, grad, bias, interpret):
-        return kernels.activation_back(slope, x, bias, grad, interpret=interpret)
+        return _kernels().activation_back(slope, x, bias, grad, interpret=interpret)
 
       out, (of_bias,) = rows.call(kernel, (x, grad), (bias,), sums=1)
       return out, of_bias
@@ -198,7 +203,7 @@ def kernel_norm(
 
   def kernel(x, scale, *bias, interpret):
     bias = bias[0] if bias else None
-    return (kernels.norm(x, scale, bias, eps, dtype, interpret=interpret),)
+    return (_kernels().norm(x, scale, bias, eps, dtype, interpret=interpret),)
 
   whole = (scale,) if bias is None else (scale, bias)
   y, _ = rows.call(kernel, (x,), whole, sums=0)
@@ -216,7 +221,7 @@ def _kernel_backward(eps, dtype, rows, fork, kept, grads):
   def kernel(x, grad, *others, interpret):
     *more, scale = others
     more = more[0] if more else None
-    return kernels.norm_back(x, grad, more, scale, eps, interpret=interpret)
+    return _kernels().norm_back(x, grad, more, scale, eps, interpret=interpret)
 
   grads = grads if fork else (grads,)
   out, (of_scale, of_bias) = rows.call(kernel, (x, *grads), (scale,), sums=2)
