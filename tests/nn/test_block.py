@@ -95,7 +95,7 @@ def test_a_tower_is_the_same_on_a_gpu(tower, request):
   # Of rounding to bfloat16, which both do, not of anything else.
   for i in range(2):
     rounding = distance(wanted[i], exact[i])
-    assert 1e-4 < rounding < 0.03
+    assert 1e-4 < rounding < 0.05
     assert distance(found[i], exact[i]) < 1.2 * rounding
 
 
