@@ -1,7 +1,9 @@
-"""Which example stands at a position: a permutation without state, by numpy.
+"""Which example stands at a position: a permutation without state.
 
-The same as TensorFlow's RandomIndexShuffle gives, which reads ahead with it: the first
-batches of a run need not wait until TensorFlow is there.
+By numpy, since the first batches do not wait until TensorFlow is there. It gives what
+TensorFlow's RandomIndexShuffle does, of which earlier versions had the order; but where
+an epoch is of 2^k + 1 examples, k even and 16 or more, for which that op's block is a bit
+short: it gives some indices twice, and others never.
 
 A block cipher of 2 W bits, Simon (Beaulieu et al. 2013, https://eprint.iacr.org/2013/404),
 of which TensorFlow takes a key of three words and few rounds, is walked along from an
