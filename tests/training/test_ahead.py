@@ -206,3 +206,15 @@ def test_an_error_of_the_start_puts_jaxs_function_back(tmp_path, jaxs):
     with ahead.Programs(str(tmp_path), "config"):
       raise ValueError("a mistake")
   assert compilation_cache.get_executable_and_time is before
+
+
+def test_a_start_that_fails_leaves_what_the_last_one_wrote(tmp_path, jaxs):
+  with ahead.Programs(str(tmp_path), "config") as programs:
+    get("a")
+    get("b")
+  written = programs._file.read_text()
+  with pytest.raises(ValueError, match="a mistake"):
+    with ahead.Programs(str(tmp_path), "config"):
+      get("a")
+      raise ValueError("a mistake")
+  assert programs._file.read_text() == written

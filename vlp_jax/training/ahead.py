@@ -60,7 +60,9 @@ class Programs:
         self._coming[key] = options, ids, made
     return self
 
-  def __exit__(self, *_: Any) -> None:
+  def __exit__(self, mistake: type | None, *_: Any) -> None:
+    if mistake is not None:
+      self._asked.clear()  # Of a start that failed, there is not all.
     self.end()
 
   def end(self) -> None:
