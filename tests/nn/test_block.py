@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from flax import errors
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -179,6 +180,15 @@ def test_what_kernels_are_for(platform, dtype, shape, wanted, monkeypatch):
   x = jax.ShapeDtypeStruct(shape, dtype)
   found = axes.kernel_rows(x, dtype, "act_embed")
   assert (found is not None) == wanted
+
+
+def test_a_parameter_of_another_shape_is_told():
+  layer = linear.Linear("BLD,DF->BLF", (4, 3), (None,) * 2)
+  x = jnp.ones((2, 5, 4))
+  params = init(layer, (x,))
+  params["kernel"] = jnp.ones((4, 2))
+  with pytest.raises(errors.ScopeParamShapeError, match=r"kernel.*4, 3.*4, 2"):
+    layer.apply({"params": params}, x)
 
 
 def test_biases_of_several_axes_are_added_as_one():

@@ -53,6 +53,13 @@ def fastest(query: jax.Array, key: jax.Array) -> str:
   return "tiled" if alone and tiled_attention.worth(query, key) else "xla"
 
 
+def chosen(backend: Backend, query: jax.Array, key: jax.Array, *, plain: bool) -> str:
+  """What "auto" stands for; plain: weights are neither wanted nor dropped out."""
+  if backend != "auto":
+    return backend
+  return fastest(query, key) if plain else "einsum"
+
+
 def cudnn(
   query: jax.Array,
   key: jax.Array,
@@ -214,9 +221,9 @@ def attend(
   sown = module.is_mutable_collection("attention") and not module.is_initializing()
   watched = probed or sown
   backend = module.backend
-  if backend == "auto":
-    best = fastest(query, key) if bias is None else "xla"
-    backend = "einsum" if dropped or watched else best
+  if backend == "auto" and bias is not None and not (dropped or watched):
+    backend = "xla"
+  backend = chosen(backend, query, key, plain=not (dropped or watched))
   if isinstance(mask, mask_lib.First) and backend != "cudnn":
     mask = mask.seen(key.shape[1])
   if backend != "einsum":

@@ -301,9 +301,7 @@ def wants_even(module: nn.Module, x: jax.Array, mask: Any, *, train: bool) -> bo
     return False
   shape = (*x.shape[:2], module.num_heads, x.shape[2] // module.num_heads)
   heads = jax.ShapeDtypeStruct(shape, module.dtype)
-  backend = module.backend
-  backend = attention_lib.fastest(heads, heads) if backend == "auto" else backend
-  return backend == "cudnn"
+  return attention_lib.chosen(module.backend, heads, heads, plain=True) == "cudnn"
 
 
 def even(

@@ -167,7 +167,7 @@ def _executed(program, name, count, unknown) -> Iterator[tuple]:
       branches = [list(_executed(program, b, count, unknown)) for b in _branches(found)]
       yield from max(branches, key=lambda rows: _operations(program, rows))
     elif found.opcode in ("call", "async-start"):
-      inner = found.called("to_apply") or _calls(found)
+      inner = found.called("to_apply") or found.called("calls")
       yield from _executed(program, inner, count, unknown)
     elif found.opcode not in FREE and not found.opcode.endswith(("-done", "-update")):
       yield name, _waited_for(program, name, found), count
@@ -178,15 +178,12 @@ def _waited_for(program, where, found):
   if found.opcode != "fusion-start":
     return found
   # ((operands), results, context)
-  here, root = program.computations[where], _root(program.computations[_calls(found)])
+  here = program.computations[where]
+  root = _root(program.computations[found.called("calls")])
   first = sum(len(here[name].shape) for name in found.operands)
   count = len(root.operands) if root.opcode == "tuple" else 1
   shape = found.shape[first : first + count]
   return dataclasses.replace(found, opcode="fusion", shape=shape)
-
-
-def _calls(found):
-  return found.called("calls")
 
 
 def _operations(program, rows):
@@ -209,7 +206,7 @@ def _within(program, where, found) -> Iterator[tuple]:
   """(computation, instruction) of `found`, and of all that is fused into it."""
   yield where, found
   if found.opcode == "fusion":
-    inner = _calls(found)
+    inner = found.called("calls")
     for part in program.computations[inner].values():
       yield from _within(program, inner, part)
 
@@ -319,7 +316,7 @@ def _bytes(program, here, found):
   if found.opcode == "custom-call" and any(t in found.attributes for t in FREE_CALLS):
     return 0.0
   if found.opcode == "fusion":
-    inner = program.computations[_calls(found)]
+    inner = program.computations[found.called("calls")]
     return _fusion_bytes(program, inner, here, found)
   if found.opcode in SLICES:
     return 2 * _main(found.shape)
@@ -394,7 +391,7 @@ def _read(program, name, users, whole):
     elif part.opcode == "dynamic-update-slice" and place == 0:
       total += 0.0  # In place.
     elif part.opcode == "fusion":
-      inner = program.computations[_calls(part)]
+      inner = program.computations[part.called("calls")]
       inside = next(
         p.name
         for p in inner.values()
@@ -410,7 +407,7 @@ def _written(program, inner, part, array):
   """Bytes written of an array that a fusion makes."""
   while part.operands and part.opcode in (*RENAMES, "fusion"):
     if part.opcode == "fusion":
-      inner = program.computations[_calls(part)]
+      inner = program.computations[part.called("calls")]
       part = _root(inner)
     else:
       part = inner[part.operands[0]]
