@@ -5,10 +5,10 @@ TensorFlow's RandomIndexShuffle does, of which earlier versions had the order; b
 an epoch is of 2^k + 1 examples, k even and 16 or more, for which that op's block is a bit
 short: it gives some indices twice, and others never.
 
-A block cipher of 2 W bits, Simon (Beaulieu et al. 2013, https://eprint.iacr.org/2013/404),
-of which TensorFlow takes a key of three words and few rounds, is walked along from an
-index until it comes to another one of the range (Black & Rogaway 2002, "Ciphers with
-arbitrary finite domains").
+A block cipher of 2 W bits, Simon (Beaulieu et al. 2013,
+https://eprint.iacr.org/2013/404), of which TensorFlow takes a key of three words and few
+rounds, is walked along from an index until it comes to another one of the range (Black &
+Rogaway 2002, "Ciphers with arbitrary finite domains").
 """
 
 import functools
