@@ -2,13 +2,13 @@
 
 By numpy, since the first batches do not wait until TensorFlow is there. It gives what
 TensorFlow's RandomIndexShuffle does, of which earlier versions had the order; but where
-an epoch is of 2^k + 1 examples, k even and 16 or more, for which that op's block is a bit
-short: it gives some indices twice, and others never.
+an epoch is of 2^k + 1 examples, k even and 16 or more: there that op's block is short
+of a bit, and it gives some indices twice, and others never.
 
 A block cipher of 2 W bits, Simon (Beaulieu et al. 2013,
-https://eprint.iacr.org/2013/404), of which TensorFlow takes a key of three words and few
-rounds, is walked along from an index until it comes to another one of the range (Black &
-Rogaway 2002, "Ciphers with arbitrary finite domains").
+https://eprint.iacr.org/2013/404), of which TensorFlow takes a key of three words and
+few rounds, is walked along from an index until it comes to another one of the range
+(Black & Rogaway 2002, "Ciphers with arbitrary finite domains").
 """
 
 import functools
