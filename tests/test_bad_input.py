@@ -22,7 +22,7 @@ def too_late(monkeypatch):
   def compiled(*args, **kwargs):
     raise AssertionError("the mistake was not found before something is compiled")
 
-  monkeypatch.setattr(step_lib, "init_state", compiled)
+  monkeypatch.setattr(step_lib, "init_program", compiled)
   monkeypatch.setattr(step_lib, "make_train_step", compiled)
 
 

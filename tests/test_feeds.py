@@ -1,5 +1,6 @@
 """Runs over several kinds of data: what a step reads and moves, and wrong configs."""
 
+import dataclasses
 import shutil
 import types
 
@@ -24,6 +25,7 @@ from vlp_jax import pretrainer as pretrainer_lib
 from vlp_jax.objectives import itc
 from vlp_jax.objectives import text_mlm
 from vlp_jax.ops import tree
+from vlp_jax.planning import flops
 from vlp_jax.training import sharding
 from vlp_jax.training import step as step_lib
 
@@ -129,6 +131,54 @@ def test_what_the_kinds_of_a_config_are():
   shapes = batch_lib.of(found, types.SimpleNamespace(res=32), 16)
   assert set(shapes["images"]) == {"image", "image_id"}
   assert shapes["texts"]["text"].shape == (32, 16)
+
+
+def planned(*options):
+  """The job of configs/flava.py:tiny with these options, without data."""
+  config = config_lib.run(config_file.load(FLAVA, options))
+  mesh = sharding.make_mesh(sharding.Sharding(), jax.devices()[:1])
+  return job_lib.shapes(config, mesh, vocab=tiny.VOCAB, length=16, examples=300)
+
+
+def test_what_is_compiled_is_what_steps_read():
+  job = planned("--config.data.turns=('pairs','texts','pairs','images+texts')")
+  assert {r.kinds: r.share for r in job.readings} == {
+    "pairs": 0.5,
+    "texts": 0.25,
+    "images+texts": 0.25,
+  }
+  assert {r.kinds: sorted(r.batch) for r in job.readings} == {
+    "pairs": ["pairs"],
+    "texts": ["texts"],
+    "images+texts": ["images", "texts"],
+  }
+  programs = job_lib.programs(job)
+  assert [(p.name, p.times) for p in programs] == [
+    ("step pairs", 0.5),
+    ("step texts", 0.25),
+    ("step images+texts", 0.25),
+  ]
+  assert [sorted(p.args[1]) for p in programs] == [
+    sorted(r.batch) for r in job.readings
+  ]
+
+
+def test_the_work_of_a_run_is_the_mean_of_its_steps():
+  of = lambda *turns: flops.of_step(
+    planned(f"--config.data.turns={turns}", "--config.data.drawn=False"), tiny.VOCAB
+  )
+  pairs, texts, images = (
+    dataclasses.replace(made, turns=None, batch={kind: made.batch[kind]})
+    for made in [planned()]
+    for kind in ("pairs", "texts", "images")
+  )
+  alone = [flops.of_step(job, tiny.VOCAB) for job in (pairs, texts, images)]
+  assert of("pairs", "texts", "images") == pytest.approx(sum(alone) / 3)
+  assert of("pairs", "texts", "pairs", "images") == pytest.approx(
+    (2 * alone[0] + alone[1] + alone[2]) / 4
+  )
+  # What one step reads of all is more.
+  assert of("pairs+texts+images") > max(alone)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from vlp_jax import feeds as feeds_lib
 from vlp_jax import pretrainer as pretrainer_lib
 from vlp_jax.data import turns as turns_lib
 from vlp_jax.training import accumulate
+from vlp_jax.training import ahead
 from vlp_jax.training import guard as guard_lib
 from vlp_jax.training import microbatch
 from vlp_jax.training import optim as optim_lib
@@ -74,6 +75,16 @@ class Job:
       ema=self.has_teacher,
       mesh=self.mesh,
       sharding=self.sharding,
+    )
+
+  @property
+  def readings(self) -> tuple[stepping_lib.Reading, ...]:
+    """What steps read: of one kind of data all the same, of several as in `turns`."""
+    if self.turns is None:
+      return (stepping_lib.Reading("", 1.0, self.batch),)
+    return tuple(
+      stepping_lib.Reading(entry, share, {k: self.batch[k] for k in entry.split("+")})
+      for entry, share in self.turns.shares.items()
     )
 
   @property
@@ -215,20 +226,28 @@ def stepping(job: Job) -> stepping_lib.Whole | stepping_lib.Streamed:
   how = dict(
     seed=job.config.seed, ema_decay=job.config.ema_decay, schedule=job.schedule
   )
-  where = (job.abstract_state, job.batch, job.mesh)
   judged = functools.partial(guard_lib.guarded, guard=job.guard, schedule=job.schedule)
   if job.config.accumulate == 1:
-    return stepping_lib.Whole(judged(step_lib.make_train_step(*given, **how)), *where)
+    step = judged(step_lib.make_train_step(*given, **how))
+    return stepping_lib.Whole(step, job.abstract_state, job.readings, job.mesh)
   reads = pretrainer_lib.ACROSS
   stages = accumulate.make_stages(*given, layout=job.layout, reads=reads, **how)
   if job.config.accumulate_stream:
-    return stepping_lib.Streamed(stages.judged(judged), *where)
-  return stepping_lib.Whole(judged(accumulate.make_train_step(stages)), *where)
+    own = stages.judged(judged)
+    return stepping_lib.Streamed(own, job.abstract_state, job.batch, job.mesh)
+  step = judged(accumulate.make_train_step(stages))
+  return stepping_lib.Whole(step, job.abstract_state, job.readings, job.mesh)
 
 
-def fresh_state(job: Job) -> step_lib.TrainState:
+def facts(job: Job) -> str:
+  """What `shapes` made the job of, beside the config and the devices."""
+  words, examples = job.tokenizer, len(job.source)
+  return repr((dataclasses.astuple(words.vocab), words.length, examples))
+
+
+def fresh_state(job: Job, start: ahead.Programs = ahead.NOTHING) -> step_lib.TrainState:
   """The state that a run starts from, where it starts from no other model's weights."""
-  return step_lib.init_state(
+  program = step_lib.init_program(
     job.pretrainer,
     job.tx,
     job.batch,
@@ -238,6 +257,8 @@ def fresh_state(job: Job) -> step_lib.TrainState:
     sharding=job.sharding,
     where=job.abstract_state,
   )
+  start.ready(program)
+  return program()
 
 
 def programs(job: Job) -> list[stepping_lib.Program]:

@@ -41,8 +41,16 @@ from vlp_jax.training import writer as writer_lib
 _log = logging.getLogger("vlp_jax")
 
 
-def train(given: ml_collections.ConfigDict, workdir: epath.PathLike) -> int:
+def train(
+  given: ml_collections.ConfigDict,
+  workdir: epath.PathLike,
+  start: ahead.Programs = ahead.NOTHING,
+) -> int:
   """Trains, evaluates and reports; goes on with what is in the workdir.
+
+  Args:
+    start: what is known of the last start of this config. The code that is loaded has
+      to be that of its files.
 
   Returns:
     Exit code: 0, or 128 + the number of the signal that stopped the run.
@@ -52,18 +60,17 @@ def train(given: ml_collections.ConfigDict, workdir: epath.PathLike) -> int:
     FloatingPointError: a loss is no number; the last good checkpoint is kept.
   """
   start_time = time.time()
-  text = config_file.to_json(given)
-  with ahead.Programs(cache.use(), text) as programs:
-    # Every mistake of the user shows here.
-    job, first = _open(given, workdir)
-    if first:
-      # Not by an evaluation: what is switched off for it, is on when the run goes on.
-      (job.workdir / cli.CONFIG_FILE).write_text(text)
-    with preemption.Stop(job.preemption) as stop, course.at("starts", limited=False):
-      return _train(job, stop, programs, first=first, start_time=start_time)
+  # Every mistake of the user shows here.
+  job, first = _open(given, workdir)
+  start.given(job_lib.facts(job), job.mesh)
+  if first:
+    # Not by an evaluation: what is switched off for it, is on when the run goes on.
+    (job.workdir / cli.CONFIG_FILE).write_text(config_file.to_json(given))
+  with preemption.Stop(job.preemption) as stop, course.at("starts", limited=False):
+    return _train(job, stop, start, first=first, start_time=start_time)
 
 
-def _train(job, stop, programs, *, first, start_time):
+def _train(job, stop, start, *, first, start_time):
   # --- What is to be run ---------------------------------------------------------
   config, workdir = job.config, job.workdir
   abstract = job.abstract_state
@@ -87,11 +94,12 @@ def _train(job, stop, programs, *, first, start_time):
   batch_lib.check(job, batches.sample())
   weights = _weights(job, abstract) if state is None else None
   train_step = job_lib.stepping(job)
-  with stepping.compiling(train_step.programs, job.mesh, job.sharding) as traced:
+  programs = (train_step.programs, job.mesh, job.sharding)
+  with stepping.compiling(*programs, start) as traced:
     traced.result()
     if state is None:
-      state = _fresh(job, abstract, weights)
-  programs.end()
+      state = _fresh(job, abstract, weights, start)
+  start.end()
   begun = done = int(state.step)
   _tell(first, _summary(job, state))
   waiting = timing.Waiting(train_step.feed(batches))
@@ -280,9 +288,9 @@ def _weights(job, abstract):
   return loaded, initial.load_memory(job.config.init, abstract.memory)
 
 
-def _fresh(job, abstract, weights):
+def _fresh(job, abstract, weights, start):
   """A new state, with the `weights` of another model."""
-  state = job_lib.fresh_state(job)
+  state = job_lib.fresh_state(job, start)
   if weights is None:
     return state
 

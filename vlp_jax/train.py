@@ -34,11 +34,17 @@ def _train(args):
   from vlp_jax.training import distributed
 
   with distributed.joined(), cli.user_errors():
-    # Once the others are there: half of the time of a start is this import.
-    from vlp_jax import loop
+    # Once the others are there.
+    from vlp_jax import config_file
+    from vlp_jax.training import ahead
+    from vlp_jax.training import cache
 
-    cli.log_plainly()
-    return loop.train(args.config, args.workdir)
+    with ahead.Programs(cache.use(), config_file.to_json(args.config)) as start:
+      # Here: it is a good part of a start, and programs are loaded meanwhile.
+      from vlp_jax import loop
+
+      cli.log_plainly()
+      return loop.train(args.config, args.workdir, start)
 
 
 if __name__ == "__main__":

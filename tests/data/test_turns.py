@@ -50,6 +50,15 @@ def test_drawn_turns_have_exact_shares_and_depend_on_the_seed():
   assert len({tuple(rows[0][i : i + 3]) for i in range(0, 60, 3)}) > 3
 
 
+def test_shares_are_of_what_steps_read():
+  assert turns.Turns(("a", "b", "a", "c")).shares == {"a": 0.5, "b": 0.25, "c": 0.25}
+  assert turns.Turns(("a+b", "c", "b+a")).shares == {"a+b": 2 / 3, "c": 1 / 3}
+  made = turns.Turns(("b", "a+b", "b"), True, seed=5)
+  read = [frozenset(made.at(step)) for step in range(30)]
+  for entry, share in made.shares.items():
+    assert read.count(frozenset(entry.split("+"))) == 30 * share
+
+
 @pytest.mark.parametrize("cycle", [(), ("a+",), ("a+a",), ("",)])
 def test_wrong_turns(cycle):
   with pytest.raises(ValueError, match=r"config: data\.turns"):

@@ -1,220 +1,329 @@
-"""Programs of the last start, loaded ahead: handed out for their own keys alone."""
+"""Programs of the last start: taken untraced where nothing that makes them differs."""
 
-import inspect
 import json
 import os
 import pathlib
 import subprocess
 import sys
 import textwrap
+import time
+import types
 
 import jax
-from jax._src import compilation_cache
-from jax._src.lib import xla_client
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from vlp_jax.ops import reduce
 from vlp_jax.training import ahead
+from vlp_jax.training import program as program_lib
+from vlp_jax.training import sharding as sharding_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
-# Compiles two programs in a start, of which the second depends on the argument; says
-# what JAX's own function was asked for, and from which thread.
-START = """
-  import sys, threading
-  import jax
-  from jax._src import compilation_cache
-  from vlp_jax.training import ahead, cache
-  plain, main = compilation_cache.get_executable_and_time, threading.main_thread()
-
-  def told(key, *args):
-    found = plain(key, *args)
-    where = "main" if threading.current_thread() is main else "ahead"
-    line = (key.split("-")[0], where, "found" if found[0] is not None else "none")
-    sys.stdout.write(" ".join(line) + chr(10))  # At once: two threads write.
-    return found
-
-  compilation_cache.get_executable_and_time = told
-  ahead.LEAST_SECONDS = 0.0
-  x = jax.device_put(1.0)
-  with ahead.Programs(cache.use(), "a config") as programs:
-    for _, _, made in programs._coming.values():
-      made.result()
-
-    @jax.jit
-    def first(x):
-      return x * 2 + 1
-
-    @jax.jit
-    def second(x):
-      return x * float(sys.argv[1]) + 1
-
-    assert first(x) == 3 and second(x) == float(sys.argv[1]) + 1
-    programs.end()
-    assert compilation_cache.get_executable_and_time is told
-    assert jax.jit(lambda x: x - 1)(x) == 0
-"""
+FACTOR = 3.0
 
 
-def start(folder, factor):
-  """Lines of what was asked for."""
-  own = dict(
-    JAX_COMPILATION_CACHE_DIR=str(folder),
-    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
-    JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
-    JAX_PLATFORMS="cpu",
-    PYTHONPATH=str(ROOT),
-  )
-  done = subprocess.run(
-    [sys.executable, "-c", textwrap.dedent(START), str(factor)],
-    env=os.environ | own,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
-  lines = done.stdout.splitlines()
-  return [line for line in lines if line.startswith(("jit_first", "jit_second"))]
+@pytest.fixture(scope="module", autouse=True)
+def jaxs_own_cache():
+  """Nothing is put into it: what JAX finds there is not kept again."""
+  name = "jax_persistent_cache_min_compile_time_secs"
+  before = jax.config.values[name]
+  jax.config.update(name, 1e9)
+  yield
+  jax.config.update(name, before)
 
 
-def test_programs_of_the_last_start_are_loaded_ahead(tmp_path):
-  assert start(tmp_path, 2) == ["jit_first main none", "jit_second main none"]
-  assert start(tmp_path, 2) == ["jit_first ahead found", "jit_second ahead found"]
-  # Another program than last time: what was loaded for it is not taken.
-  loaded = ["jit_first ahead found", "jit_second ahead found"]
-  assert start(tmp_path, 3) == [*loaded, "jit_second main none"]
-  (file,) = tmp_path.glob("ahead-*.json")
-  names = [key.split("-")[0] for key in json.loads(file.read_text())]
-  assert names.count("jit_first") == names.count("jit_second") == 1
-
-
-def test_what_jax_has_in_private_is_as_it_is_used_here():
-  names = list(inspect.signature(compilation_cache.get_executable_and_time).parameters)
-  wanted = ["cache_key", "compile_options", "backend", "executable_devices"]
-  assert names[:4] == wanted and set(names[4:]) <= {"host_callbacks"}
-  assert hasattr(xla_client.CompileOptions, "ParseFromString")
-  assert hasattr(xla_client, "DeviceList")
-
-
-class Options:
-  def __init__(self, said=b"options"):
-    self.said = said
-
-  def SerializeAsString(self):
-    return self.said
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory, jaxs_own_cache):
+  made = sharding_lib.make_mesh(sharding_lib.Sharding())
+  # The first start of this process, which loads modules that the others find.
+  folder = tmp_path_factory.mktemp("first")
+  code = types.SimpleNamespace(factor=FACTOR)
+  for _ in range(2):
+    Start(folder, code, made)
+  return made
 
 
 @pytest.fixture
-def jaxs(monkeypatch):
-  """JAX's function, which finds every program; (key, thread's) calls of it."""
-  calls = []
-
-  def plain(key, options, backend, devices, *more):
-    del options, backend, devices, more
-    calls.append(key)
-    return (None, None) if key.startswith("unknown") else (f"program of {key}", 1)
-
-  monkeypatch.setattr(compilation_cache, "get_executable_and_time", plain)
-  monkeypatch.setattr(
-    xla_client.CompileOptions, "ParseFromString", lambda said: Options(said)
-  )
-  monkeypatch.setattr(ahead, "LEAST_SECONDS", 0.0)
-  return calls
+def code(tmp_path, monkeypatch):
+  """A module of the user's, on which the program depends."""
+  module = types.ModuleType("a_users_module")
+  module.__file__ = str(tmp_path / "a_users_module.py")
+  module.factor = FACTOR
+  monkeypatch.setitem(sys.modules, module.__name__, module)
+  write(module, "# the first")
+  return module
 
 
-def get(key, options=None, devices=None, *more):
-  devices = jax.devices()[:1] if devices is None else devices
-  ask = compilation_cache.get_executable_and_time
-  return ask(key, options or Options(), None, devices, *more)[0]
+def write(module, text):
+  """Writes its file, as if before this process began."""
+  path = pathlib.Path(module.__file__)
+  path.write_text(text)
+  then = ahead._BEGUN - 1000 + len(text)
+  os.utime(path, (then, then))
 
 
-def wait(programs):
-  for _, _, made in programs._coming.values():
-    made.result()
+class Start:
+  """A start with one program, (x, {"y"}) -> (x + sum(y) * factor, Mean).
+
+  Attributes:
+    traced: how often its function was. loaded: whether it came from a file.
+  """
+
+  def __init__(self, folder, code, mesh, config="config", vocabulary="10", rows=8):
+    self.traced = 0
+    self._code, self._mesh = code, mesh
+    with ahead.Programs(str(folder), config) as programs:
+      self.thread = programs._thread
+      programs.given(vocabulary, mesh)
+      self.program = self._program(rows)
+      known = programs.knows(self.program)
+      programs.ready(self.program, None if known else self.program.lower())
+    self.thread.shutdown(wait=True)
+    self.loaded = not isinstance(self.program.compiled, jax.stages.Compiled)
+    x, batch = self._args(rows)
+    got, mean = self.program(x, batch)
+    assert got == 1.0 + rows * 2 * code.factor and x.is_deleted()
+    assert isinstance(mean, reduce.Mean) and mean.value() == 2.0
+
+  def _program(self, rows):
+    def step(x, batch):
+      self.traced += 1
+      y = batch["y"]
+      return x + y.sum() * self._code.factor, reduce.Mean(y.sum(), jnp.float32(y.size))
+
+    whole = sharding_lib.replicated(self._mesh)
+    like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+    args = jax.tree.map(like, self._args(rows))
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=whole)
+    return program_lib.Program("step", jitted, args)
+
+  def _args(self, rows):
+    x = jax.device_put(jnp.float32(1.0), sharding_lib.replicated(self._mesh))
+    batch = {"y": np.full(rows, 2.0, np.float32)}
+    return x, sharding_lib.put_batch(batch, self._mesh)
+
+  @property
+  def how(self):
+    return self.traced, "loaded" if self.loaded else "compiled"
 
 
-def test_other_options_or_devices_are_not_what_was_loaded(tmp_path, jaxs):
-  with ahead.Programs(str(tmp_path), "config"):
-    assert [get("a"), get("b"), get("c")] == [f"program of {k}" for k in "abc"]
-  assert jaxs == ["a", "b", "c"]
-  jaxs.clear()
-  with ahead.Programs(str(tmp_path), "config") as programs:
-    wait(programs)
-    assert sorted(jaxs) == ["a", "b", "c"]
-    jaxs.clear()
-    assert get("a") == "program of a"
-    assert not jaxs
-    get("b", Options(b"others"))
-    get("c", None, jax.devices()[1:2])
-    get("a")  # It is handed out once.
-    assert jaxs == ["b", "c", "a"]
+def test_the_last_starts_program_is_loaded_and_not_traced(tmp_path, code, mesh):
+  assert Start(tmp_path, code, mesh).how == (1, "compiled")
+  assert Start(tmp_path, code, mesh).how == (0, "loaded")
+  assert Start(tmp_path, code, mesh).how == (0, "loaded")
 
 
-def test_a_program_with_callbacks_is_not_what_was_loaded(tmp_path, jaxs):
-  with ahead.Programs(str(tmp_path), "config"):
-    get("a")
-  with ahead.Programs(str(tmp_path), "config") as programs:
-    wait(programs)
-    jaxs.clear()
-    get("a", None, None, ["a callback"])
-    assert jaxs == ["a"]
+def test_after_an_edit_it_is_traced_and_its_numbers_are_the_new_ones(
+  tmp_path, code, mesh
+):
+  Start(tmp_path, code, mesh)
+  # A comment: what is traced is what was kept.
+  write(code, "# the first, with a comment")
+  assert Start(tmp_path, code, mesh).how == (1, "loaded")
+  assert Start(tmp_path, code, mesh).how == (0, "loaded")
+  # Another number, which `Start` looks for in the result.
+  code.factor = FACTOR + 1
+  write(code, "# the second")
+  assert Start(tmp_path, code, mesh).how == (1, "compiled")
+  assert Start(tmp_path, code, mesh).how == (0, "loaded")
+  # The first again: it is kept still.
+  code.factor = FACTOR
+  write(code, "# the first")
+  assert Start(tmp_path, code, mesh).how == (1, "loaded")
 
 
-def test_another_config_begins_otherwise(tmp_path, jaxs):
-  with ahead.Programs(str(tmp_path), "config"):
-    get("a")
-  with ahead.Programs(str(tmp_path), "other") as programs:
-    assert not programs._coming
+@pytest.mark.parametrize(
+  "change", [dict(config="another"), dict(vocabulary="11"), dict(rows=16)]
+)
+def test_of_other_things_it_is_another(tmp_path, code, mesh, change):
+  Start(tmp_path, code, mesh)
+  assert Start(tmp_path, code, mesh, **change).how == (1, "compiled")
 
 
-def test_what_is_gone_from_the_cache_is_asked_for_again(tmp_path, jaxs):
-  with ahead.Programs(str(tmp_path), "config"):
-    assert get("unknown") is None
-  with ahead.Programs(str(tmp_path), "config") as programs:
-    wait(programs)
-    jaxs.clear()
-    assert get("unknown") is None
-    assert jaxs == ["unknown"]
+def test_on_other_devices_it_is_another(tmp_path, code, mesh):
+  Start(tmp_path, code, mesh)
+  fewer = sharding_lib.make_mesh(sharding_lib.Sharding(), jax.devices()[:2])
+  assert Start(tmp_path, code, fewer).how == (1, "compiled")
+  assert Start(tmp_path, code, fewer).how == (0, "loaded")
 
 
-def test_a_file_that_is_broken_or_cannot_be_written_is_no_matter(tmp_path, jaxs):
-  programs = ahead.Programs(str(tmp_path), "config")
-  programs._file.write_text("{")
-  with programs:
-    assert get("a") == "program of a"
-  assert list(json.loads(programs._file.read_text())) == ["a"]
-  with ahead.Programs(str(tmp_path / "none" / "there"), "config"):
-    assert get("a") == "program of a"
+def test_of_another_setting_or_variable_it_is_another(
+  tmp_path, code, mesh, monkeypatch
+):
+  Start(tmp_path, code, mesh)
+  with jax.default_matmul_precision("highest"):
+    assert Start(tmp_path, code, mesh).traced == 1
+  monkeypatch.setenv("LIBTPU_INIT_ARGS", "--something")
+  assert Start(tmp_path, code, mesh).traced == 1
+
+
+def test_with_other_modules_it_is_traced(tmp_path, code, mesh, monkeypatch):
+  Start(tmp_path, code, mesh)
+  with monkeypatch.context() as patch:
+    more = types.ModuleType("another_module")  # It may have changed anything.
+    more.__file__ = code.__file__
+    patch.setitem(sys.modules, more.__name__, more)
+    assert Start(tmp_path, code, mesh).traced == 1
+  assert Start(tmp_path, code, mesh).traced == 1
+  assert Start(tmp_path, code, mesh).traced == 0
+  moved = tmp_path / "moved" / "a_users_module.py"
+  moved.parent.mkdir()
+  code.__file__ = str(moved)
+  write(code, "# the first")
+  assert Start(tmp_path, code, mesh).traced == 1
+
+
+def test_a_module_that_only_tracing_loads_is_not_forgotten(
+  tmp_path, code, mesh, monkeypatch
+):
+  """It is loaded in the first start; an edit shows after one that did not load it."""
+  lazy = types.ModuleType("a_lazy_module")
+  lazy.__file__ = str(tmp_path / "a_lazy_module.py")
+  write(lazy, "# lazy")
+  lower = program_lib.Program.lower
+
+  def loads(program):
+    monkeypatch.setitem(sys.modules, lazy.__name__, lazy)
+    return lower(program)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(program_lib.Program, "lower", loads)
+    Start(tmp_path, code, mesh)
+  del sys.modules[lazy.__name__]
+  assert Start(tmp_path, code, mesh).traced == 0
+  assert Start(tmp_path, code, mesh).traced == 0
+  write(lazy, "# edited")
+  assert Start(tmp_path, code, mesh).traced == 1
+
+
+def test_a_file_that_is_edited_during_a_start(tmp_path, code, mesh):
+  """It is not known what was read of it, so nothing is noted."""
+  now = ahead._BEGUN + 1
+  os.utime(code.__file__, (now, now))
+  Start(tmp_path, code, mesh)
+  assert not list(tmp_path.glob("start-*"))
+
+
+def test_a_program_that_is_broken_is_told_of_and_made_anew(
+  tmp_path, code, mesh, caplog
+):
+  Start(tmp_path, code, mesh)
+  (file,) = tmp_path.glob("program-*")
+  file.write_bytes(file.read_bytes()[:-100])
+  assert Start(tmp_path, code, mesh).how[0] == 1
+  assert f"{file} is broken, and is compiled anew" in caplog.text
+
+
+def test_an_index_that_is_broken_is_no_matter(tmp_path, code, mesh):
+  Start(tmp_path, code, mesh)
+  (index,) = tmp_path.glob("start-*.json")
+  for text in ("{", "{}", json.dumps({"programs": {}})):
+    index.write_text(text)
+    assert Start(tmp_path, code, mesh).how == (1, "loaded")
+    assert Start(tmp_path, code, mesh).how == (0, "loaded")
+
+
+def test_a_start_that_fails_leaves_what_the_last_one_wrote(tmp_path, code, mesh):
+  Start(tmp_path, code, mesh)
+  (index,) = tmp_path.glob("start-*.json")
+  written = index.read_text()
+  code.factor += 1
+  write(code, "# edited")
+  with pytest.raises(AssertionError):
+    with ahead.Programs(str(tmp_path), "config") as programs:
+      thread = programs._thread
+      programs.given("10", mesh)
+      programs._note(program_lib.Program("step", None, ()), "nothing", "none")
+      raise AssertionError
+  thread.shutdown(wait=True)
+  assert index.read_text() == written
+
+
+def test_what_is_not_used_for_long_is_deleted(tmp_path, code, mesh):
+  old = tmp_path / "program-old"
+  old.write_bytes(b"")
+  then = time.time() - ahead.UNUSED - 10
+  os.utime(old, (then, then))
+  others = tmp_path / "jit_step-cache"
+  others.write_bytes(b"")
+  os.utime(others, (then, then))
+  Start(tmp_path, code, mesh)
+  assert not old.exists() and others.exists()
+  assert len(list(tmp_path.glob("program-*"))) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_no_matter(tmp_path, code, mesh):
+  assert Start(tmp_path / "none" / "there", code, mesh).how == (1, "compiled")
   assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("folder", [None, "gs://bucket/programs"])
-def test_without_a_folder_of_a_disk_nothing_is_watched(folder, jaxs):
-  before = compilation_cache.get_executable_and_time
-  with ahead.Programs(folder, "config"):
-    assert compilation_cache.get_executable_and_time is before
+@pytest.mark.parametrize("why", ["nowhere", "store", "processes", "typed"])
+def test_where_nothing_is_kept(tmp_path, mesh, monkeypatch, why):
+  folder = dict(nowhere=None, store="gs://bucket/programs").get(why, str(tmp_path))
+  if why == "processes":
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+  if why == "typed":
+    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+  program = program_lib.Program("step", jax.jit(lambda x: x + 1), (jnp.float32(1),))
+  with ahead.Programs(folder, "config") as programs:
+    programs.given("10", mesh)
+    assert not programs.knows(program)
+    programs.ready(program)
+  assert program(jnp.float32(1)) == 2
+  assert not list(tmp_path.iterdir())
 
 
-def test_of_several_processes_nothing_is_watched(tmp_path, jaxs, monkeypatch):
-  monkeypatch.setattr(jax, "process_count", lambda: 2)
-  before = compilation_cache.get_executable_and_time
-  with ahead.Programs(str(tmp_path), "config"):
-    assert compilation_cache.get_executable_and_time is before
+def test_a_call_with_other_arguments_is_told(tmp_path, code, mesh):
+  Start(tmp_path, code, mesh)
+  program = Start(tmp_path, code, mesh).program
+  with pytest.raises(TypeError, match="was called with"):
+    program(jnp.float32(1), {"z": jnp.ones(8)})
 
 
-def test_an_error_of_the_start_puts_jaxs_function_back(tmp_path, jaxs):
-  before = compilation_cache.get_executable_and_time
-  with pytest.raises(ValueError, match="a mistake"):
-    with ahead.Programs(str(tmp_path), "config"):
-      raise ValueError("a mistake")
-  assert compilation_cache.get_executable_and_time is before
+def test_debugging_sees_the_function(monkeypatch):
+  program = program_lib.Program("step", lambda x: x, (), compiled=lambda x: -x)
+  assert program(1) == -1
+  for name in ("jax_disable_jit", "jax_debug_nans", "jax_debug_infs"):
+    jax.config.update(name, True)
+    try:
+      assert program(1) == 1
+    finally:
+      jax.config.update(name, False)
 
 
-def test_a_start_that_fails_leaves_what_the_last_one_wrote(tmp_path, jaxs):
-  with ahead.Programs(str(tmp_path), "config") as programs:
-    get("a")
-    get("b")
-  written = programs._file.read_text()
-  with pytest.raises(ValueError, match="a mistake"):
-    with ahead.Programs(str(tmp_path), "config"):
-      get("a")
-      raise ValueError("a mistake")
-  assert programs._file.read_text() == written
+# Of another process: nothing of the first one is in its memory.
+SCRIPT = """
+  import sys
+  import jax, jax.numpy as jnp
+  from vlp_jax.training import ahead, program, sharding
+  with ahead.Programs(sys.argv[1], "config") as programs:
+    mesh = sharding.make_mesh(sharding.Sharding())
+    programs.given("10", mesh)
+    def step(x):
+      print("traced")
+      return {"sum": (x @ x).sum() * float(sys.argv[2])}
+    place = sharding.replicated(mesh)
+    x = jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=place)
+    made = program.Program("step", jax.jit(step, out_shardings=place), (x,))
+    programs.ready(made)
+  print(made(jax.device_put(jnp.ones((64, 64)), place))["sum"])
+"""
+
+
+def test_another_process_has_the_same(tmp_path):
+  script, folder = tmp_path / "script.py", tmp_path / "programs"
+  script.write_text(textwrap.dedent(SCRIPT))
+  folder.mkdir()
+  os.utime(script, (1e9, 1e9))
+  own = dict(JAX_ENABLE_COMPILATION_CACHE="0", JAX_PLATFORMS="cpu")
+  run = lambda: subprocess.run(
+    [sys.executable, str(script), str(folder), "3"],
+    env=os.environ | own | dict(PYTHONPATH=str(ROOT)),
+    capture_output=True,
+    text=True,
+    check=True,
+  ).stdout.split()
+  want = str(64**3 * 3.0)
+  assert run() == ["traced", want]
+  assert run() == [want]

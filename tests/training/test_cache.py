@@ -48,5 +48,5 @@ def test_nothing_is_kept_where_that_is_said_or_cannot_be(unset, monkeypatch):
 
 def test_another_processor_has_another_folder(unset, monkeypatch):
   here = cache.default()
-  monkeypatch.setattr(cache, "_instructions", lambda: "flags: none")
+  monkeypatch.setattr(cache, "instructions", lambda: "flags: none")
   assert cache.default() != here

@@ -32,17 +32,22 @@ def step(state, batch):
   return state + batch["x"].sum(), state
 
 
+def reading(**sizes):
+  """Of one kind of data, with such columns."""
+  batch = {k: jax.ShapeDtypeStruct((v,), jnp.float32) for k, v in sizes.items()}
+  return (stepping.Reading("", 1.0, batch),)
+
+
+def compilations(caplog):
+  lines = [record.getMessage() for record in caplog.records]
+  return sum("Finished XLA compilation of jit(step)" in line for line in lines)
+
+
 def test_a_step_is_compiled_once_and_ahead(mesh, caplog, told):
   place = sharding_lib.replicated(mesh)
   state = jax.ShapeDtypeStruct((), jnp.float32, sharding=place)
-  whole = stepping.Whole(
-    step, state, {"x": jax.ShapeDtypeStruct((8,), jnp.float32)}, mesh
-  )
-
-  def compiled():
-    lines = [record.getMessage() for record in caplog.records]
-    return sum("Finished XLA compilation of jit(step)" in line for line in lines)
-
+  whole = stepping.Whole(step, state, reading(x=8), mesh)
+  compiled = lambda: compilations(caplog)
   with caplog.at_level(logging.WARNING):
     with stepping.compiling(whole.programs, mesh, SHARDING):
       begun = jax.device_put(jnp.float32(1), place)
@@ -54,6 +59,37 @@ def test_a_step_is_compiled_once_and_ahead(mesh, caplog, told):
   assert compiled() == 1
 
 
+def test_of_several_kinds_each_step_has_its_program(mesh, caplog, told):
+  """Compiled before the first step, not when the turn of a kind has come."""
+  place = sharding_lib.replicated(mesh)
+  state = jax.ShapeDtypeStruct((), jnp.float32, sharding=place)
+  one = lambda size: {"x": jax.ShapeDtypeStruct((size,), jnp.float32)}
+  readings = (
+    stepping.Reading("pairs", 0.75, {"pairs": one(8)}),
+    stepping.Reading("images+texts", 0.25, {"images": one(8), "texts": one(16)}),
+  )
+
+  def step(state, batch):
+    return state + sum(jax.tree.leaves(jax.tree.map(jnp.sum, batch))), state
+
+  whole = stepping.Whole(step, state, readings, mesh)
+  assert [p.name for p in whole.programs] == ["step pairs", "step images+texts"]
+  assert [p.times for p in whole.programs] == [0.75, 0.25]
+  with caplog.at_level(logging.WARNING):
+    with stepping.compiling(whole.programs, mesh, SHARDING):
+      now = jax.device_put(jnp.float32(0), place)
+    assert compilations(caplog) == 2
+    ones = lambda size: {"x": np.ones(size, np.float32)}
+    for given in (
+      {"pairs": ones(8)},
+      {"images": ones(8), "texts": ones(16)},
+      {"pairs": ones(8)},
+    ):
+      now, _ = whole(now, sharding_lib.put_batch(given, mesh))
+  assert now == 8 + 24 + 8
+  assert compilations(caplog) == 2
+
+
 def test_the_host_is_at_most_one_step_ahead():
   def slow(state, batch):
     # The loop's length is not known when it is compiled, so it is not left out.
@@ -63,8 +99,7 @@ def test_the_host_is_at_most_one_step_ahead():
   alone = sharding_lib.make_mesh(SHARDING, jax.devices()[:1])
   place = sharding_lib.replicated(alone)
   state = jax.ShapeDtypeStruct((), jnp.float32, sharding=place)
-  shapes = {"x": jax.ShapeDtypeStruct((1,), jnp.float32)}
-  whole = stepping.Whole(slow, state, shapes, alone)
+  whole = stepping.Whole(slow, state, reading(x=1), alone)
   now = jax.device_put(jnp.float32(100), place)
   batch = sharding_lib.put_batch({"x": np.ones(1, np.float32)}, alone)
   seen = []

@@ -1,6 +1,7 @@
 """The train step of any config, with synthetic batches: no files and no TensorFlow."""
 
 from collections.abc import Sequence
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -58,13 +59,14 @@ def load(
     vocabulary, examples = card.vocabulary, card.examples
   mesh = sharding_lib.make_mesh(sharding_lib.Sharding(**config.sharding))
   sharding_lib.check_batch(config.batch_size, mesh)
-  return job_lib.shapes(
+  job = job_lib.shapes(
     config,
     mesh,
     vocab=card_lib.stand_in(vocabulary, config.tokenizer),
     length=config.tokenizer["length"],
     examples=examples,
   )
+  return dataclasses.replace(job, turns=None)
 
 
 def check(config: config_lib.Run, spec: str) -> None:
@@ -93,10 +95,10 @@ def step(job: job_lib.Job) -> Any:
 
 def lower(job: job_lib.Job) -> jax.stages.Lowered:
   """The step as the trainer jits it: the state donated, everything in its place."""
-  whole = stepping_lib.Whole(step(job), job.abstract_state, job.batch, job.mesh)
+  whole = stepping_lib.Whole(step(job), job.abstract_state, job.readings, job.mesh)
   (program,) = whole.programs
   with sharding_lib.use(job.mesh, job.sharding):
-    return program.fn.lower(*program.args)
+    return program.lower()
 
 
 def _card(spec):

@@ -43,6 +43,13 @@ class Turns:
     named = (kind for entry in self.cycle for kind in entry.split("+"))
     return tuple(dict.fromkeys(named))
 
+  @property
+  def shares(self) -> dict[str, float]:
+    """{entry: its share of all steps}; entries of the same kinds are one."""
+    kinds = [frozenset(entry.split("+")) for entry in self.cycle]
+    first = {kind: self.cycle[kinds.index(kind)] for kind in dict.fromkeys(kinds)}
+    return {entry: kinds.count(kind) / len(kinds) for kind, entry in first.items()}
+
   def at(self, step: int) -> tuple[str, ...]:
     """The kinds that a step reads."""
     times, place = divmod(step, len(self.cycle))

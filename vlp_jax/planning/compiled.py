@@ -31,7 +31,7 @@ class Compiled:
   """
 
   name: str
-  times: int
+  times: float
   arguments: float
   donated: float
   results: float
@@ -42,11 +42,11 @@ class Compiled:
   seconds: float
 
 
-def batch(job: job_lib.Job) -> dict[str, Any]:
-  """A global batch, placed as the trainer places it; of several kinds of data, all."""
+def batch(job: job_lib.Job) -> float:
+  """Bytes of a device that a batch takes; of several kinds of data, the largest."""
   split = NamedSharding(job.mesh, PartitionSpec(("data", "fsdp")))
   place = lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=split)
-  return jax.tree.map(place, dict(job.batch))
+  return max(held(jax.tree.map(place, dict(r.batch))) for r in job.readings)
 
 
 def compile(
@@ -63,7 +63,7 @@ def compile(
   """
   begun = time.monotonic()
   with sharding_lib.use(job.mesh, job.sharding), _effort(quick=not exact):
-    lowered = program.fn.lower(*program.args)
+    lowered = program.lower()
     try:
       made = lowered.compile(compiler_options=OPTIONS.get(_platform(job.mesh), {}))
     except jax.errors.JaxRuntimeError as error:

@@ -16,6 +16,7 @@ from vlp_jax.training import step as step_lib
 def of_step(job: job_lib.Job, vocab: Any) -> float:
   """Floating-point operations of one optimizer step, over the global batch.
 
+  Of steps that read different kinds of data, the mean.
   Of the step without rematerialisation: forward, backward, and the teacher's forward.
 
   Args:
@@ -37,7 +38,7 @@ def of_step(job: job_lib.Job, vocab: Any) -> float:
   )
   state = job.abstract_state
   with sharding_lib.use(job.mesh, job.sharding):
-    return count(step, state, dict(job.batch))
+    return sum(r.share * count(step, state, dict(r.batch)) for r in job.readings)
 
 
 def count(function: Callable, *args: Any) -> float:

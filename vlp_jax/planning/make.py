@@ -125,7 +125,7 @@ def footprint(
   largest = max(made, key=lambda each: each.needed)
   streams = job.config.accumulate_stream
   pieces = job.config.accumulate if streams else 1
-  piece = compiled_lib.held(compiled_lib.batch(job)) / pieces
+  piece = compiled_lib.batch(job) / pieces
   to_come = piece if streams else 2 * piece
   kinds = resident(job) | {"batch": piece}
   rest = largest.needed - sum(kinds.values()) - largest.code

@@ -23,7 +23,8 @@ class Measured:
   """What was seen on the devices.
 
   Attributes:
-    step: seconds, the median of `steps` of them.
+    step: seconds, the median of `steps` of them; where steps read different kinds of
+      data, the mean of these.
     peak: bytes that were in use at most; None where the device does not say (a CPU).
     loss: of the last step.
   """
@@ -76,22 +77,24 @@ def run(job: job_lib.Job, *, steps: int) -> Measured:
   """A few steps of the run on its mesh, after one that compiles; see `check`."""
   step = job_lib.stepping(job)
   state = job_lib.fresh_state(job)
-  batch = sharding_lib.put_batch(
-    batch_lib.noise(job.batch, job.pretrainer.model.text.vocab), job.mesh
-  )
-  seconds = []
+  mean = 0.0
   with sharding_lib.use(job.mesh, job.sharding):
-    for _ in range(steps + 1):
-      begun = time.perf_counter()
-      state, metrics = step(state, batch)
-      jax.block_until_ready(state)
-      seconds.append(time.perf_counter() - begun)
+    for reading in job.readings:
+      noise = batch_lib.noise(reading.batch, job.pretrainer.model.text.vocab)
+      batch = sharding_lib.put_batch(noise, job.mesh)
+      seconds = []
+      for _ in range(steps + 1):
+        begun = time.perf_counter()
+        state, metrics = step(state, batch)
+        jax.block_until_ready(state)
+        seconds.append(time.perf_counter() - begun)
+      mean += reading.share * statistics.median(seconds[1:])
   peaks = [
     (d.memory_stats() or {}).get("peak_bytes_in_use") for d in job.mesh.local_devices
   ]
   known = [peak for peak in peaks if peak is not None]
   return Measured(
-    step=statistics.median(seconds[1:]),
+    step=mean,
     steps=steps,
     peak=float(max(known)) if known else None,
     loss=float(metrics["loss"].value()),

@@ -37,7 +37,7 @@ class Times:
     mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
     return Times(*(a + b for a, b in zip(mine, theirs, strict=True)))
 
-  def __mul__(self, times: int) -> "Times":
+  def __mul__(self, times: float) -> "Times":
     return Times(*(times * value for value in dataclasses.astuple(self)))
 
 

@@ -1,114 +1,349 @@
-"""Loads the programs that a config's last run began with, while this one is traced.
+"""Programs of a config's last start, loaded while this start builds its model.
 
-JAX finds a program in its cache once it is traced and lowered, and only then begins to
-load it, which takes as long again. Which ones it will want is written down beside the
-cache. What is loaded ahead is handed out where JAX asks for that very key alone, which
-it makes of the lowered program: a wrong guess costs time of another core, nothing else.
+JAX knows a program by what it was lowered to, and to trace and lower a step takes as
+long as to load it from JAX's cache, and comes before. What a program is made of is
+known sooner: a train step is a function of the code, the config, the vocabulary, the
+number of examples (`job.shapes`), JAX's settings and the devices. Where all of them are
+those of the last start, so is the program, and nothing is traced. Code is taken to be
+the same as Python takes its own compiled files to be: by the size and the time of every
+module's file. After an edit the step is traced, and what is loaded is used where the
+same comes out.
 
-JAX has no public place for this; `tests/training/test_ahead.py` holds the one that is
-used here against the JAX that is installed.
+By JAX's public `serialize_executable`, beside JAX's own cache, which keeps what each of
+these programs was first compiled to.
 """
 
-import base64
 from concurrent import futures
 import hashlib
 import json
+import logging
 import os
 import pathlib
+import pickle
+import sys
+import threading
 import time
 from typing import Any
+import zlib
 
 import jax
-from jax._src import compilation_cache
-from jax._src.lib import xla_client
+from jax.experimental import serialize_executable
+import jaxlib
 
-# A program that is loaded in less is not worth a thread's turn, seconds.
-LEAST_SECONDS = 0.02
+from vlp_jax.training import cache
+from vlp_jax.training import program as program_lib
+
+_log = logging.getLogger("vlp_jax")
+
+# What of the environment JAX and its compilers read.
+VARIABLES = ("JAX_", "XLA_", "LIBTPU_", "TPU_", "CUDA_", "NVIDIA_", "NCCL_", "TF_")
+# A program that no start asked for in so long is deleted, seconds.
+UNUSED = 30 * 24 * 3600
+
+_from_cache = threading.local()
+
+
+def _listen(event, **_):
+  if event == "/jax/compilation_cache/cache_hits":
+    _from_cache.hits = getattr(_from_cache, "hits", 0) + 1
+
+
+jax.monitoring.register_event_listener(_listen)
 
 
 class Programs:
-  """Those of the start of a run: a context, which watches until it, or `end`, ends it.
+  """Those of the start of a run: a context, which keeps them when `end` is called.
 
-  Of several processes each has its own devices, and none is loaded ahead.
+  Of several processes each has its own devices, and nothing is kept.
   """
 
   def __init__(self, folder: str | None, config: str):
     """JAX knows its devices already, or may now look for them.
 
-    folder: of JAX's cache, or None. config: as text; a run of it begins like its last.
+    folder: of JAX's cache, or None. config: as text.
     """
-    self._file = None
-    if folder is not None and "://" not in folder and jax.process_count() == 1:
-      name = hashlib.sha256(config.encode()).hexdigest()[:16]
-      self._file = pathlib.Path(folder) / f"ahead-{name}.json"
-    self._plain = None
-    self._coming: dict[str, tuple[bytes, list[int], futures.Future]] = {}
-    self._asked: dict[str, dict[str, Any]] = {}
+    self._folder = None
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    # Code that was typed in has no file by which to know it again.
+    here = main is not None and folder is not None and "://" not in folder
+    if here and jax.process_count() == 1:
+      self._folder = pathlib.Path(folder)
+    self._config = config
+    self._thread = None
+    self._coming: dict[str, futures.Future] = {}
+    # Of the last start: its programs; {module: [file, time, size]} of all it loaded;
+    # the names of those that were there when its model was built.
+    self._last: dict[str, dict[str, str]] = {}
+    self._modules: dict[str, list] = {}
+    self._first: set[str] = set()
+    self._now: dict[str, dict[str, str]] = {}
+    self._same = False  # Whether what the last start knew holds for this one.
+    self._given = ""
+
+  # --- The start ---------------------------------------------------------------
 
   def __enter__(self) -> "Programs":
-    if self._file is None:
+    if self._folder is None:
       return self
-    self._plain = compilation_cache.get_executable_and_time
-    compilation_cache.get_executable_and_time = self._get
+    self._place = _environment()
+    of = json.dumps([self._config, self._place], sort_keys=True)
+    self._of = hashlib.sha256(of.encode()).hexdigest()
+    self._index = self._folder / f"start-{self._of[:16]}.json"
+    try:
+      last = json.loads(self._index.read_text("utf-8"))
+      self._last, self._modules = dict(last["programs"]), dict(last["modules"])
+      self._first = set(last["first"])
+    except (OSError, ValueError, KeyError):
+      self._last, self._modules, self._first = {}, {}, set()
     self._thread = futures.ThreadPoolExecutor(1, "ahead")
-    there = {device.id: device for device in jax.devices()}
-    for key, said in _read(self._file).items():
-      options, ids = base64.b64decode(said["options"]), said["devices"]
-      if there.keys() >= set(ids):
-        devices = xla_client.DeviceList(tuple(there[i] for i in ids))
-        made = self._thread.submit(self._load, key, options, devices)
-        self._coming[key] = options, ids, made
+    self._unchanged = self._thread.submit(_unchanged, self._modules)
+    for entry in self._last.values():
+      self._load(entry["file"])
     return self
 
   def __exit__(self, mistake: type | None, *_: Any) -> None:
     if mistake is not None:
-      self._asked.clear()  # Of a start that failed, there is not all.
+      self._now.clear()  # Of a start that failed, there is not all.
     self.end()
+
+  def given(self, what: str, mesh: jax.sharding.Mesh) -> None:
+    """Says what the programs are made of, beside code, config and JAX's settings."""
+    if self._thread is None:
+      return
+    devices = [device.id for device in mesh.devices.flat]
+    self._given = f"{what} {dict(mesh.shape)} {devices}"
+    loaded = _files()
+    self._same = self._unchanged.result() and loaded.keys() == self._first
+    self._same = self._same and all(
+      self._modules[name][0] == file for name, file in loaded.items()
+    )
+    self._first = set(loaded)
 
   def end(self) -> None:
     """What was asked for is written down, what was not is dropped."""
-    if self._plain is None:
+    if self._thread is None:
       return
-    compilation_cache.get_executable_and_time, self._plain = self._plain, None
-    self._thread.shutdown(wait=False, cancel_futures=True)
+    for coming in self._coming.values():
+      coming.cancel()
     self._coming.clear()
-    if self._asked and self._asked != _read(self._file):
-      written = self._file.with_suffix(f".{os.getpid()}")
-      try:
-        written.write_text(json.dumps(self._asked), "utf-8")
-        written.replace(self._file)
-      except OSError:
-        written.unlink(missing_ok=True)  # As the cache itself: the run does without.
+    if self._now:
+      self._thread.submit(self._write, dict(self._now))
+    self._thread.shutdown(wait=False)
+    self._thread = None
 
-  def _load(self, key, options, devices):
-    options = xla_client.CompileOptions.ParseFromString(options)
-    return self._plain(key, options, devices[0].client, devices)
+  # --- A program ---------------------------------------------------------------
 
-  def _get(self, key, options, backend, devices, *more):
-    """In place of JAX's: (executable or None, seconds that it took to compile)."""
-    plain, said, ids = self._plain, options.SerializeAsString(), [d.id for d in devices]
-    begun = time.perf_counter()
-    found = None
-    if not any(more) and key in self._coming:
-      own_options, own_ids, made = self._coming.pop(key)
-      ahead = (own_options, own_ids) == (said, ids) and not made.cancel()
-      found = made.result() if ahead else None
-      if ahead and found[0] is not None:
-        self._note(key, said, ids)
-        return found
-    found = plain(key, options, backend, devices, *more)
-    if found[0] is None or time.perf_counter() - begun > LEAST_SECONDS:
-      self._note(key, said, ids)
-    return found
+  def knows(self, program: program_lib.Program) -> bool:
+    """Whether it need not be lowered: it is that of the last start."""
+    if self._thread is None or not self._same:
+      return False
+    said = self._last.get(program.name)
+    return said is not None and said["made_of"] == self._made_of(program)
 
-  def _note(self, key, options, ids):
-    said = base64.b64encode(options).decode()
-    self._asked[key] = {"options": said, "devices": ids}
+  def ready(
+    self,
+    program: program_lib.Program,
+    lowered: jax.stages.Lowered | None = None,
+  ) -> None:
+    """Has it `compiled`; loaded, where a start has kept it.
+
+    Args:
+      lowered: None: it is known, or is lowered here.
+    """
+    if self._thread is None:
+      program.compiled = program.compile(lowered or program.lower())
+      return
+    made_of = self._made_of(program)
+    if lowered is None and self.knows(program):
+      file = self._last[program.name]["file"]
+      program.compiled = self._loaded(file, program)
+      if program.compiled is not None:
+        self._note(program, made_of, file)
+        return
+    lowered = lowered or program.lower()
+    file = self._file(program, made_of, lowered)
+    program.compiled = self._loaded(file, program)
+    if program.compiled is not None:
+      self._note(program, made_of, file)
+      return
+    before = getattr(_from_cache, "hits", 0)
+    program.compiled = program.compile(lowered)
+    # What JAX has loaded itself cannot be written again: jax 0.10 loses its functions.
+    if getattr(_from_cache, "hits", 0) == before:
+      self._thread.submit(self._keep, program.compiled, file)
+      self._note(program, made_of, file)
+
+  def _made_of(self, program):
+    leaves, tree = jax.tree.flatten(program.args)
+    shapes = [f"{x.shape} {x.dtype} {x.sharding}" for x in leaves]
+    said = "\n".join([self._given, str(program.options), str(tree), *shapes])
+    return hashlib.sha256(said.encode()).hexdigest()
+
+  def _file(self, program, made_of, lowered):
+    said = f"{self._of} {program.name} {made_of} {lowered.as_text()}"
+    return f"program-{hashlib.sha256(said.encode()).hexdigest()[:32]}"
+
+  def _note(self, program, made_of, file):
+    self._now[program.name] = {"made_of": made_of, "file": file}
+
+  # --- In the thread -----------------------------------------------------------
+
+  def _load(self, file):
+    coming = self._coming.get(file)
+    if coming is None:
+      coming = self._thread.submit(_read, self._folder / file)
+      self._coming[file] = coming
+    return coming
+
+  def _loaded(self, file, program):
+    """It, called with a program's arguments; None: it is not there, or is broken."""
+    found = self._load(file).result()
+    self._coming.pop(file, None)
+    if found is None:
+      return None
+    compiled, shape = found
+    # Here: what the shape is of is imported now.
+    out = jax.tree.structure(pickle.loads(shape))
+    return _Loaded(compiled, jax.tree.structure(program.args), out)
+
+  def _keep(self, compiled, file):
+    try:
+      kept, given, out = serialize_executable.serialize(compiled)
+      places = jax.tree.leaves(compiled.output_shardings)
+      devices = [device.id for device in places[0].mesh.devices.flat]
+      shape = pickle.dumps(jax.tree.unflatten(out, range(out.num_leaves)))
+      leaves = given.num_leaves, out.num_leaves
+      data = pickle.dumps((kept, *leaves, shape, devices))
+      _put(self._folder / file, zlib.compress(data, 1))
+    except Exception as error:  # Whatever it is, the run does without.
+      _log.debug("a program is not kept: %s", error)
+
+  def _write(self, now):
+    """The index; what of the last start this one had no use for stays in it."""
+    # What was not traced may have been made of modules that are not loaded now.
+    modules = (self._modules if self._same else {}) | _modules()
+    if any(stamp[1] >= _BEGUN * 1e9 for stamp in modules.values()):
+      return  # A file was edited meanwhile: it is not known what was read of it.
+    programs = {name: said for name, said in self._last.items() if self._same} | now
+    # Of a program whose writing failed there is no file.
+    programs = {
+      k: v for k, v in programs.items() if (self._folder / v["file"]).exists()
+    }
+    try:
+      for said in programs.values():
+        os.utime(self._folder / said["file"])
+      text = dict(programs=programs, modules=modules, first=sorted(self._first))
+      _put(self._index, json.dumps(text).encode())
+      for file in self._folder.glob("program-*"):
+        if time.time() - file.stat().st_mtime > UNUSED:
+          file.unlink()
+    except OSError as error:
+      _log.debug("programs are not kept: %s", error)
+
+
+NOTHING = Programs(None, "")  # Of a start that nothing is kept of.
+
+
+class _Loaded:
+  """Called as the program that was kept; that itself is of leaves, not of trees.
+
+  Trees are of classes, and what they are defined in is not imported while it is loaded.
+  """
+
+  def __init__(self, compiled, given, out):
+    self._compiled, self._given, self._out = compiled, given, out
+
+  def __call__(self, *args):
+    leaves, given = jax.tree.flatten(args)
+    if given != self._given:
+      raise TypeError(f"a program for {self._given} was called with {given}")
+    return jax.tree.unflatten(self._out, self._compiled(*leaves))
 
 
 def _read(file):
-  """{key: {"options", "devices"}} of the last start; {} where there was none."""
+  """(Compiled, of leaves; its results as a pickled tree), or None."""
   try:
-    return json.loads(file.read_text("utf-8"))
-  except (OSError, ValueError):
-    return {}
+    kept, given, got, shape, ids = pickle.loads(zlib.decompress(file.read_bytes()))
+    there = {device.id: device for device in jax.devices()}
+    compiled = serialize_executable.deserialize_and_load(
+      kept,
+      jax.tree.structure((tuple(range(given)), {})),
+      jax.tree.structure(tuple(range(got))),
+      execution_devices=[there[i] for i in ids],
+    )
+    return compiled, shape
+  except FileNotFoundError:
+    return None
+  except Exception as error:
+    _log.warning("%s is broken, and is compiled anew: %s", file, error)
+    file.unlink(missing_ok=True)
+    return None
+
+
+def _put(file, data):
+  """All of it, or nothing."""
+  part = file.with_name(f"{file.name}.{os.getpid()}")
+  try:
+    part.write_bytes(data)
+    part.replace(file)
+  except OSError:
+    part.unlink(missing_ok=True)
+    raise
+
+
+# --- What a program depends on -------------------------------------------------
+
+
+def _environment():
+  """Of JAX, its settings, its compilers and devices: plain data."""
+  device = jax.devices()[0]
+  client = device.client
+  settings = jax.config.values
+  return {
+    "python": sys.version,
+    "jax": [jax.__version__, jaxlib.__version__, client.platform_version],
+    "settings": {k: repr(getattr(jax.config, k, settings[k])) for k in settings},
+    "variables": {k: v for k, v in os.environ.items() if k.startswith(VARIABLES)},
+    "devices": [f"{d.id} {d.device_kind} {d.platform}" for d in jax.devices()],
+    "processor": cache.instructions() if device.platform == "cpu" else "",
+  }
+
+
+def _files():
+  """{name of a module that is loaded: its file}, where it has one."""
+  files = {n: getattr(m, "__file__", None) for n, m in list(sys.modules.items())}
+  return {name: file for name, file in files.items() if isinstance(file, str)}
+
+
+def _modules():
+  """{name of a module that is loaded: [its file, the file's time in ns, its size]}."""
+  return {name: _stamp(file) for name, file in _files().items()}
+
+
+def _stamp(file):
+  try:
+    at = os.stat(file)
+  except OSError:
+    return [file, 0, 0]
+  return [file, at.st_mtime_ns, at.st_size]
+
+
+def _unchanged(modules):
+  """Whether the files of modules are as they were; of none it is not known."""
+  return bool(modules) and all(_stamp(stamp[0]) == stamp for stamp in modules.values())
+
+
+def _began():
+  """When this process began, seconds since the epoch."""
+  try:
+    words = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    ticks, up = (
+      int(words[19]),
+      float(pathlib.Path("/proc/uptime").read_text().split()[0]),
+    )
+    return time.time() - up + ticks / os.sysconf("SC_CLK_TCK")
+  except (OSError, ValueError, IndexError):
+    return time.time() - 60  # Not before it imported its first module.
+
+
+_BEGUN = _began()

@@ -41,11 +41,11 @@ def default() -> pathlib.Path:
   a home that several machines share must not hand one the programs of another.
   """
   home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-  kind = hashlib.sha256(f"{platform.machine()} {_instructions()}".encode()).hexdigest()
+  kind = hashlib.sha256(f"{platform.machine()} {instructions()}".encode()).hexdigest()
   return pathlib.Path(home) / "vlp_jax" / "programs" / f"{jax.__version__}-{kind[:12]}"
 
 
-def _instructions() -> str:
+def instructions() -> str:
   """What Linux says that the processor can do; elsewhere its name."""
   info = pathlib.Path("/proc/cpuinfo")
   if info.is_file():

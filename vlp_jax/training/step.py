@@ -17,6 +17,7 @@ from vlp_jax.ops import tree
 from vlp_jax.training import draw as draw_lib
 from vlp_jax.training import guard as guard_lib
 from vlp_jax.training import sharding as sharding_lib
+from vlp_jax.training.program import Program
 
 # The order is part of what a seed means: add at the end.
 STREAMS = ("dropout", "mask", "sample", "draw")
@@ -133,7 +134,7 @@ def abstract_state(
   )
 
 
-def init_state(
+def init_program(
   pretrainer: nn.Module,
   tx: optax.GradientTransformation,
   batch: Mapping[str, jax.ShapeDtypeStruct],
@@ -143,8 +144,8 @@ def init_state(
   mesh: jax.sharding.Mesh,
   sharding: sharding_lib.Sharding,
   where: TrainState | None = None,
-) -> TrainState:
-  """A fresh state, made where it is to live: never whole on one device.
+) -> Program:
+  """The program of a fresh state, made where it is to live: never whole on one device.
 
   where: its shapes and shardings, if known; None: as `abstract_state` has them.
   """
@@ -157,7 +158,14 @@ def init_state(
     return nn.unbox(init(prng.key(seed), example))
 
   places = jax.tree.map(lambda x: x.sharding, where)
-  return jax.jit(make, out_shardings=places, compiler_options=_once(mesh))()
+  return Program("state", jax.jit(make, out_shardings=places), (), options=_once(mesh))
+
+
+def init_state(*given: Any, **settings: Any) -> TrainState:
+  """What `init_program` makes."""
+  program = init_program(*given, **settings)
+  program.compiled = program.compile(program.lower())
+  return program()
 
 
 def _once(mesh):

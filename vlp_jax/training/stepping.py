@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 import contextlib
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -20,44 +19,35 @@ from jax.sharding import PartitionSpec
 import numpy as np
 
 from vlp_jax.training import accumulate
+from vlp_jax.training import ahead
 from vlp_jax.training import course
 from vlp_jax.training import sharding as sharding_lib
 from vlp_jax.training import step as step_lib
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-  """A part of a step that is compiled as one.
-
-  Attributes:
-    name: of the stage. fn: jitted; `fn.lower(*args)` inside of `sharding.use(…)`.
-    args: ShapeDtypeStructs with shardings. times: it runs so often in a step.
-  """
-
-  name: str
-  fn: Any
-  args: tuple[Any, ...]
-  times: int = 1
+from vlp_jax.training.program import Program
 
 
 @contextlib.contextmanager
 def compiling(
-  programs: Sequence[Program], mesh: jax.sharding.Mesh, sharding: sharding_lib.Sharding
+  programs: Sequence[Program],
+  mesh: jax.sharding.Mesh,
+  sharding: sharding_lib.Sharding,
+  start: ahead.Programs = ahead.NOTHING,
 ) -> Iterator[futures.Future]:
   """Compiles programs while other things are done; at the end all are.
 
-  JAX finds them again when they are called. Yields what is done when all are traced:
-  until then, Python in another thread would be in the way of that.
+  Yields what is done when all are traced that the `start` does not know: until then,
+  Python in another thread would be in the way of that.
   """
 
   def lowered():
     # Mesh and rules are known to the thread that set them.
     with sharding_lib.use(mesh, sharding):
-      return [program.fn.lower(*program.args) for program in programs]
+      return [None if start.knows(p) else p.lower() for p in programs]
 
   def compiled():
-    for program in traced.result():
-      program.compile()
+    for program, own in zip(programs, traced.result(), strict=True):
+      with sharding_lib.use(mesh, sharding):
+        start.ready(program, own)
 
   with futures.ThreadPoolExecutor(1, "compiling") as pool:
     traced = pool.submit(lowered)
@@ -66,8 +56,25 @@ def compiling(
     done.result()
 
 
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """What some of a run's steps read.
+
+  Attributes:
+    kinds: of data, with "+" between; "": there is one kind.
+    share: of all steps.
+    batch: ShapeDtypeStructs of a batch; of several kinds, {kind: those}.
+  """
+
+  kinds: str
+  share: float
+  batch: Mapping[str, Any]
+
+
 class Whole:
   """A step as one program; calling it is `(state, batch) -> (state, metrics)`.
+
+  Of several kinds of data there is one program for what each step reads of them.
 
   A call returns when the step before it is done: the device has one step to go on with,
   and the host no more than that ahead. JAX would let it run ahead by dozens of steps,
@@ -78,22 +85,31 @@ class Whole:
     self,
     step: Callable,
     state: step_lib.TrainState,
-    batch: Mapping[str, jax.ShapeDtypeStruct],
+    readings: Sequence[Reading],
     mesh: jax.sharding.Mesh,
   ):
-    """Args: the step; abstract state; shapes of a batch; the mesh."""
+    """Args: the step; abstract state; what steps read; the mesh."""
     out = (jax.tree.map(lambda x: x.sharding, state), sharding_lib.replicated(mesh))
     self._mesh = mesh
     self._before = None  # metrics of the last step that was begun
-    self._step = jax.jit(step, donate_argnums=0, out_shardings=out)
-    self.programs = [Program("step", self._step, (state, _placed(batch, mesh)))]
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=out)
+    self._programs = {
+      _structure(reading.batch): Program(
+        f"step {reading.kinds}".strip(),
+        jitted,
+        (state, _placed(reading.batch, mesh)),
+        reading.share,
+      )
+      for reading in readings
+    }
+    self.programs = list(self._programs.values())
 
   def feed(self, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Any]:
     """What to call it with, of batches of the host."""
     return sharding_lib.prefetch(batches, self._mesh)
 
   def __call__(self, state: step_lib.TrainState, batch: Any) -> tuple[Any, Any]:
-    state, metrics = self._step(state, batch)
+    state, metrics = self._programs[_structure(batch)](state, batch)
     jax.block_until_ready(self._before)
     self._before = metrics
     return state, metrics
@@ -113,7 +129,7 @@ class Streamed:
     batch: Mapping[str, jax.ShapeDtypeStruct],
     mesh: jax.sharding.Mesh,
   ):
-    """Args: as of `Whole`."""
+    """Args: as of `Whole`; the shapes of its batch."""
     layout = stages.layout
     self._stages, self._layout, self._mesh = stages, layout, mesh
     split, whole = _split(mesh), sharding_lib.replicated(mesh)
@@ -144,33 +160,43 @@ class Streamed:
       gradients, more = stages.backward(state, rows, number, across, gradients)
       return gradients, jax.tree.map(jnp.add, told, more)
 
-    one = functools.partial(jax.jit, donate_argnums=0, out_shardings=places)
-    self._begin = one(stages.begin)
     embedded_places = jax.tree.map(lambda x: x.sharding, embedded)
-    self._embed = jax.jit(stages.embed, donate_argnums=3, out_shardings=embedded_places)
-    self._across = jax.jit(
-      stages.across, out_shardings=(across_places, gradient_places)
+    count = layout.count
+    self._begin = Program(
+      "begin", jax.jit(stages.begin, donate_argnums=0, out_shardings=places), (state,)
     )
-    self._backward = jax.jit(
-      backward, donate_argnums=(4, 5), out_shardings=(gradient_places, told_places)
+    self._embed = Program(
+      "embed",
+      jax.jit(stages.embed, donate_argnums=3, out_shardings=embedded_places),
+      (state, rows, number, embedded),
+      count,
+    )
+    self._across = Program(
+      "across",
+      jax.jit(stages.across, out_shardings=(across_places, gradient_places)),
+      (state, reads, embedded),
+    )
+    into = (gradient_places, told_places)
+    self._backward = Program(
+      "backward",
+      jax.jit(backward, donate_argnums=(4, 5), out_shardings=into),
+      (state, rows, number, across, gradients, told),
+      count,
     )
     # The gradients have no result to give their memory to.
-    self._apply = jax.jit(stages.apply, donate_argnums=0, out_shardings=(places, whole))
+    self._apply = Program(
+      "apply",
+      jax.jit(stages.apply, donate_argnums=0, out_shardings=(places, whole)),
+      (state, across, gradients, told),
+    )
     self._zeros = jax.jit(
       lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (embedded, told)),
       out_shardings=(embedded_places, told_places),
     )
     self._teaches = state.ema is not None
-    count = layout.count
-    begin = [Program("begin", self._begin, (state,))] if self._teaches else []
-    backward_args = (state, rows, number, across, gradients, told)
-    self.programs = [
-      *begin,
-      Program("embed", self._embed, (state, rows, number, embedded), count),
-      Program("across", self._across, (state, reads, embedded)),
-      Program("backward", self._backward, backward_args, count),
-      Program("apply", self._apply, (state, across, gradients, told)),
-    ]
+    begin = [self._begin] if self._teaches else []
+    stages_of = [self._embed, self._across, self._backward, self._apply]
+    self.programs = [*begin, *stages_of]
 
   def feed(self, pieces: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Any]:
     """What to call it with: the pieces of each batch, which stay on the host."""
@@ -208,6 +234,11 @@ class Streamed:
     runs = len(pieces[0]) * self._layout.parts // self._layout.rows
     cut = [x.reshape(runs, -1, *x.shape[1:]) for x in pieces]
     return np.stack(cut, axis=1).reshape(-1, *pieces[0].shape[1:])
+
+
+def _structure(batch):
+  """Kinds of data, or columns of the one there is."""
+  return frozenset(batch)
 
 
 def _split(mesh):
