@@ -1,9 +1,9 @@
 """Measures how fast a step, the input, the contrast or a start is, and stores it.
 
-  vlp-jax bench step|input|contrastive|compile [options]
+  vlp-jax bench step|tune|input|contrastive|compile [options]
 
-Each prints a JSON object, and stores it in runs/bench/. `vlp-jax bench step --help`
-says more.
+`tune` is of a step, too: of what settings give it. Each prints a JSON object, and
+stores it in runs/bench/. `vlp-jax bench step --help` says more.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from vlp_jax import cli
 from vlp_jax import memory
 
 # The file is the registry: each has a `main(argv)`.
-KINDS = ("step", "input", "contrastive", "compile")
+KINDS = ("step", "tune", "input", "contrastive", "compile")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,6 +1,6 @@
 """The train step of any config, with synthetic batches: no files and no TensorFlow."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
 from typing import Any
@@ -12,6 +12,7 @@ from vlp_jax import card as card_lib
 from vlp_jax import config as config_lib
 from vlp_jax import config_file
 from vlp_jax import job as job_lib
+from vlp_jax.training import program as program_lib
 from vlp_jax.training import sharding as sharding_lib
 from vlp_jax.training import step as step_lib
 from vlp_jax.training import stepping as stepping_lib
@@ -93,12 +94,31 @@ def step(job: job_lib.Job) -> Any:
   )
 
 
-def lower(job: job_lib.Job) -> jax.stages.Lowered:
-  """The step as the trainer jits it: the state donated, everything in its place."""
-  whole = stepping_lib.Whole(step(job), job.abstract_state, job.readings, job.mesh)
-  (program,) = whole.programs
+def whole(
+  job: job_lib.Job,
+  *,
+  donate: bool = True,
+  options: Mapping[str, Any] | None = None,
+) -> program_lib.Program:
+  """The step as the trainer jits it: the state donated, everything in its place.
+
+  Args:
+    donate: False: the state is not, which no run does. options: of the compiler.
+  """
+  readings = (job.abstract_state, job.readings, job.mesh)
+  (made,) = stepping_lib.Whole(step(job), *readings).programs
+  if not donate:
+    places = jax.tree.map(lambda x: x.sharding, job.abstract_state)
+    out = (places, sharding_lib.replicated(job.mesh))
+    made = dataclasses.replace(made, fn=jax.jit(step(job), out_shardings=out))
+  return dataclasses.replace(made, options=options)
+
+
+def lower(job: job_lib.Job, *, donate: bool = True) -> jax.stages.Lowered:
+  """`whole`, lowered."""
+  made = whole(job, donate=donate)
   with sharding_lib.use(job.mesh, job.sharding):
-    return program.lower()
+    return made.lower()
 
 
 def _card(spec):

@@ -65,7 +65,8 @@ def compile(
   with sharding_lib.use(job.mesh, job.sharding), _effort(quick=not exact):
     lowered = program.lower()
     try:
-      made = lowered.compile(compiler_options=OPTIONS.get(_platform(job.mesh), {}))
+      options = OPTIONS.get(_platform(job.mesh), {}) | dict(program.options or {})
+      made = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
       needed = needed_of(str(error), held(program.args))
       if needed is None:
