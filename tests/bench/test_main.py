@@ -13,7 +13,7 @@ def test_the_file_is_the_registry(capsys):
   assert {"step", "input", "compile"} <= set(bench.kinds())
   assert all((folder / f"{kind}.py").is_file() for kind in bench.kinds())
   cli.main(["bench"])
-  assert "bench step|input|contrastive|compile" in capsys.readouterr().out
+  assert "bench step|tune|input|contrastive|compile" in capsys.readouterr().out
 
 
 def test_others_are_told(capsys):
