@@ -111,7 +111,8 @@ class Programs:
     if self._thread is None:
       return
     devices = [device.id for device in mesh.devices.flat]
-    self._given = f"{what} {dict(mesh.shape)} {devices}"
+    # A module of the user's may have changed settings when it was imported.
+    self._given = f"{what} {dict(mesh.shape)} {devices} {_settings()}"
     loaded = _files()
     self._same = self._unchanged.result() and loaded.keys() == self._first
     self._same = self._same and all(
@@ -298,15 +299,20 @@ def _environment():
   """Of JAX, its settings, its compilers and devices: plain data."""
   device = jax.devices()[0]
   client = device.client
-  settings = jax.config.values
   return {
     "python": sys.version,
     "jax": [jax.__version__, jaxlib.__version__, client.platform_version],
-    "settings": {k: repr(getattr(jax.config, k, settings[k])) for k in settings},
+    "settings": _settings(),
     "variables": {k: v for k, v in os.environ.items() if k.startswith(VARIABLES)},
     "devices": [f"{d.id} {d.device_kind} {d.platform}" for d in jax.devices()],
     "processor": cache.instructions() if device.platform == "cpu" else "",
   }
+
+
+def _settings():
+  """Of JAX, those of this thread: {name: as text}."""
+  known = jax.config.values
+  return {name: repr(getattr(jax.config, name, known[name])) for name in sorted(known)}
 
 
 def _files():
