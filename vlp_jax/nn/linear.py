@@ -55,9 +55,13 @@ class Linear(nn.Module):
       bias = axes.param(self, "bias", zeros, tuple(self.shape[i] for i in kept))
       if self.then is not None:
         return self.then(y, bias)
-      # As one axis: what is added so, XLA has cuBLAS add within the product.
+      bias = bias.astype(self.dtype)
+      if axes.platform() != "gpu":
+        return y + bias
+      # As one axis: what is added so, XLA has cuBLAS add within the product. A TPU lays
+      # arrays of other axes out otherwise, and would copy them.
       flat = y.reshape(*y.shape[: y.ndim - len(kept)], -1)
-      y = (flat + bias.astype(self.dtype).reshape(-1)).reshape(y.shape)
+      y = (flat + bias.reshape(-1)).reshape(y.shape)
     return y
 
 
