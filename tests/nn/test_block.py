@@ -3,6 +3,7 @@
 import dataclasses
 
 from flax import errors
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -180,6 +181,24 @@ def test_what_kernels_are_for(platform, dtype, shape, wanted, monkeypatch):
   x = jax.ShapeDtypeStruct(shape, dtype)
   found = axes.kernel_rows(x, dtype, "act_embed")
   assert (found is not None) == wanted
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_a_bias_of_heads_is_added_as_it_lies(platform, monkeypatch):
+  """As one axis on GPUs, within cuBLAS's product; a TPU would copy the array for it."""
+  layer = linear.Linear("BLD,DNH->BLNH", (4, 2, 3), (None,) * 3)
+  x = jax.random.normal(jax.random.key(0), (2, 5, 4))
+  params = jax.tree.map(
+    lambda p: p + jnp.arange(p.size, dtype=p.dtype).reshape(p.shape),
+    nn.unbox(layer.init(jax.random.key(1), x)),
+  )
+  want = layer.apply(params, x)
+  monkeypatch.setattr(axes, "platform", lambda: platform)
+  np.testing.assert_array_equal(layer.apply(params, x), want)
+  made = str(jax.make_jaxpr(layer.apply)(params, x))
+  sums = [line for line in made.splitlines() if " add " in line]
+  assert len(sums) == 1
+  assert ("f32[2,5,6]" if platform == "gpu" else "f32[2,5,2,3]") in sums[0]
 
 
 def test_a_parameter_of_another_shape_is_told():
