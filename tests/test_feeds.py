@@ -25,7 +25,13 @@ from vlp_jax import pretrainer as pretrainer_lib
 from vlp_jax.objectives import itc
 from vlp_jax.objectives import text_mlm
 from vlp_jax.ops import tree
+from vlp_jax.planning import compiled as compiled_lib
+from vlp_jax.planning import cost
 from vlp_jax.planning import flops
+from vlp_jax.planning import hardware
+from vlp_jax.planning import make
+from vlp_jax.planning import run as run_lib
+from vlp_jax.planning import topology as topology_lib
 from vlp_jax.training import sharding
 from vlp_jax.training import step as step_lib
 
@@ -179,6 +185,42 @@ def test_the_work_of_a_run_is_the_mean_of_its_steps():
   )
   # What one step reads of all is more.
   assert of("pairs+texts+images") > max(alone)
+
+
+def test_a_plan_says_that_it_is_of_several_steps(monkeypatch):
+  """Of each step what was compiled for it: their mean, and the most memory."""
+  sizes = {"step pairs": 5.0, "step images": 9.0, "step texts": 2.0}
+
+  def compiled(program, job, exact):
+    del job, exact
+    work = cost.Work(1, {"half": 1e9 * sizes[program.name]}, 1e6)
+    work = cost.Cost((work,), (), ())
+    rest = dict.fromkeys(
+      ("arguments", "donated", "results", "temporaries", "code"), 0.0
+    )
+    needed = 2**30 * sizes[program.name]
+    one = compiled_lib.Compiled(
+      program.name, program.times, **rest, needed=needed, cost=work, seconds=1.0
+    )
+    return one, ""
+
+  monkeypatch.setattr(compiled_lib, "compile", compiled)
+  given = config_file.load(FLAVA)
+  plan, job, _ = make.plan(
+    config_lib.run(given),
+    run_lib.facts(FLAVA, given),
+    topology_lib.parse("cpu:1"),
+    jax.devices()[:1],
+    hardware.CHIPS["h100"],
+    file=FLAVA,
+  )
+  assert plan.note == (
+    "steps read pairs, images, texts in turns: memory is of the largest, the rest"
+    " their mean"
+  )
+  assert plan.compiled_flops == pytest.approx(1e9 * (5 + 9 + 2) / 3)
+  held = max(compiled_lib.held(r.batch) for r in job.readings)
+  assert plan.needed == 9 * 2**30 + 2 * held
 
 
 @pytest.mark.parametrize(

@@ -52,9 +52,12 @@ def fails(capsys, *argv):
   return capsys.readouterr().err
 
 
-def test_what_the_user_said_wrong_is_told_and_nothing_is_run(capsys):
+def test_what_the_user_said_wrong_is_told_and_nothing_is_run(capsys, monkeypatch):
   assert "--repeats=0" in fails(capsys, *SMALL, "--repeats=0")
   assert "did you mean" in fails(capsys, *SMALL, "--config.modle.remat=full")
+  monkeypatch.setattr(program, "lower", None)  # Nothing may come that far.
+  tried = ("--try=donate=False", "--try=--config.model.remat='ful'")
+  assert "model.remat" in fails(capsys, *SMALL, *tried)
 
 
 def test_the_usual_changes_are_those_a_config_has_fields_for():

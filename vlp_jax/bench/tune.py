@@ -151,6 +151,8 @@ def run(steps: Any, changes: Sequence[Change], *, repeats: int) -> dict[str, Any
     {"config", …, "own": numbers, "changes": {name: numbers and what they are of the
     own}, or {name: {"error"}} of what cannot be had}.
   """
+  for change in changes:
+    steps.given(change)  # What is said wrong is told before anything is compiled.
   own = steps.make(Change("own"))
   found = {}
   for change in changes or usual(steps.config, own.job):
@@ -192,9 +194,10 @@ class _Here:
     from vlp_jax.bench import program
 
     self._args, self._overrides, self._program = args, overrides, program
-    self.config = self._job(Change("own")).config
+    self.config = self.given(Change("own")).config
 
-  def _job(self, change):
+  def given(self, change):
+    """The job of a change."""
     args = self._args
     return self._program.load(
       args.config,
@@ -215,7 +218,7 @@ class _Here:
     from vlp_jax import job as job_lib
     from vlp_jax.training import sharding
 
-    job = self._job(change)
+    job = self.given(change)
     begun = time.perf_counter()
     step = self._program.lower(job, donate=change.donate)
     step = step.compile(dict(change.options) or None)
@@ -275,9 +278,10 @@ class _Planned:
     self._chip = chip or measure.cpu(topology.devices)
     own = program.given(args.config, overrides, batch_size=args.batch_size)
     self._known = run_lib.facts(args.config, own, vocabulary=args.vocabulary)
-    self.config = self._config(Change("own"))
+    self.config = self.given(Change("own"))
 
-  def _config(self, change):
+  def given(self, change):
+    """The config of a change."""
     from vlp_jax import config as config_lib
 
     said = [*self._overrides, *change.overrides]
@@ -297,7 +301,7 @@ class _Planned:
     from vlp_jax.planning import roofline
     from vlp_jax.planning import run as run_lib
 
-    job, _ = run_lib.job(self._config(change), self._known, self._devices)
+    job, _ = run_lib.job(self.given(change), self._known, self._devices)
     job = dataclasses.replace(job, turns=None)
     step = self._program.whole(job, donate=change.donate, options=change.options)
     found, _ = compiled.compile(step, job, exact=self._args.exact)

@@ -44,6 +44,10 @@ def plan(
     ValueError: the config is not as it must be.
   """
   job, note = run_lib.job(config, known, devices)
+  if len(job.readings) > 1:
+    kinds = ", ".join(reading.kinds for reading in job.readings)
+    mean = f"steps read {kinds} in turns: memory is of the largest, the rest their mean"
+    note = f"{note}; {mean}" if note else mean
   if model_flops is None:
     model_flops = flops_lib.of_step(
       job, card_lib.stand_in(known.vocabulary, config.tokenizer)

@@ -26,7 +26,7 @@ class Plan:
   Attributes:
     config: the file. overrides: of the command line. topology: of `topology.parse`.
     devices, mesh, batch_size, steps: of the run. parameters: their number.
-    note: what the planner chose by itself, or None.
+    note: what the planner chose by itself, and what steps read in turns; or None.
     memory: {kind of `KINDS`: bytes}. needed: of all, at most at once.
     capacity: of the device. usable: of these.
     model_flops: of a step over the whole batch, nothing made twice.
