@@ -24,17 +24,22 @@ FACTOR = 3.0
 
 
 @pytest.fixture(scope="module", autouse=True)
-def jaxs_own_cache():
-  """Nothing is put into it: what JAX finds there is not kept again."""
+def a_process_of_a_file():
+  """A worker of the tests is none; and nothing is put into JAX's own cache.
+
+  What JAX finds there is not kept again.
+  """
   name = "jax_persistent_cache_min_compile_time_secs"
   before = jax.config.values[name]
   jax.config.update(name, 1e9)
-  yield
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sys.modules["__main__"], "__file__", pytest.__file__, raising=False)
+    yield
   jax.config.update(name, before)
 
 
 @pytest.fixture(scope="module")
-def mesh(tmp_path_factory, jaxs_own_cache):
+def mesh(tmp_path_factory, a_process_of_a_file):
   made = sharding_lib.make_mesh(sharding_lib.Sharding())
   # The first start of this process, which loads modules that the others find.
   folder = tmp_path_factory.mktemp("first")
