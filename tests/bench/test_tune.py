@@ -62,11 +62,11 @@ def test_what_the_user_said_wrong_is_told_and_nothing_is_run(capsys, monkeypatch
 
 def test_the_usual_changes_are_those_a_config_has_fields_for():
   albef = program.load(f"{ROOT}/configs/albef.py:tiny", batch_size=8)
-  names = [change.name for change in tune.usual(albef.config, albef)]
+  names = [change.name for change in tune.usual(albef)]
   assert len(names) == len(tune.CHANGES)
   assert any("max_masked=4" in name for name in names)
   clip = program.load(SMALL[0].partition("=")[2], batch_size=8)
-  names = [change.name for change in tune.usual(clip.config, clip)]
+  names = [change.name for change in tune.usual(clip)]
   assert len(names) == len(tune.CHANGES) - 1
   assert not [name for name in names if "mlm" in name]
 

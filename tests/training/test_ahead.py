@@ -239,7 +239,7 @@ def test_a_start_that_fails_leaves_what_the_last_one_wrote(tmp_path, code, mesh)
     with ahead.Programs(str(tmp_path), "config") as programs:
       thread = programs._thread
       programs.given("10", mesh)
-      programs._note(program_lib.Program("step", None, ()), "nothing", "none")
+      programs._note(program_lib.Program("step", None, ()), "none")
       raise AssertionError
   thread.shutdown(wait=True)
   assert index.read_text() == written

@@ -105,8 +105,8 @@ def whole(
   Args:
     donate: False: the state is not, which no run does. options: of the compiler.
   """
-  readings = (job.abstract_state, job.readings, job.mesh)
-  (made,) = stepping_lib.Whole(step(job), *readings).programs
+  given = (step(job), job.abstract_state, job.readings, job.mesh)
+  (made,) = stepping_lib.Whole(*given).programs
   if not donate:
     places = jax.tree.map(lambda x: x.sharding, job.abstract_state)
     out = (places, sharding_lib.replicated(job.mesh))

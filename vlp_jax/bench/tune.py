@@ -89,16 +89,16 @@ def _plain(value):
     return value
 
 
-def usual(config: Any, job: Any) -> list[Change]:
+def usual(job: Any) -> list[Change]:
   """Those of CHANGES that the config has the fields for."""
-  model, length = job.pretrainer.model, config.tokenizer["length"]
+  model, length = job.pretrainer.model, job.config.tokenizer["length"]
   layers = max(getattr(tower, "depth", 1) for tower in (model.image, model.text))
   # A quarter: of 15 % that are drawn hardly ever more.
   known = dict(layers=layers, masked=-(-length // 4))
   there = {
     name: said
     for name, said in CHANGES.items()
-    if "objectives" not in said or said.split(".")[2] in config.objectives
+    if "objectives" not in said or said.split(".")[2] in job.config.objectives
   }
   return [
     dataclasses.replace(
@@ -155,7 +155,7 @@ def run(steps: Any, changes: Sequence[Change], *, repeats: int) -> dict[str, Any
     steps.given(change)  # What is said wrong is told before anything is compiled.
   own = steps.make(Change("own"))
   found = {}
-  for change in changes or usual(steps.config, own.job):
+  for change in changes or usual(own.job):
     _say(f"{change.name} …")
     try:
       other = steps.make(change)
@@ -194,7 +194,6 @@ class _Here:
     from vlp_jax.bench import program
 
     self._args, self._overrides, self._program = args, overrides, program
-    self.config = self.given(Change("own")).config
 
   def given(self, change):
     """The job of a change."""
@@ -278,7 +277,6 @@ class _Planned:
     self._chip = chip or measure.cpu(topology.devices)
     own = program.given(args.config, overrides, batch_size=args.batch_size)
     self._known = run_lib.facts(args.config, own, vocabulary=args.vocabulary)
-    self.config = self.given(Change("own"))
 
   def given(self, change):
     """The config of a change."""

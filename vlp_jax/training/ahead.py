@@ -85,8 +85,7 @@ class Programs:
   def __enter__(self) -> "Programs":
     if self._folder is None:
       return self
-    self._place = _environment()
-    of = json.dumps([self._config, self._place], sort_keys=True)
+    of = json.dumps([self._config, _environment()], sort_keys=True)
     self._of = hashlib.sha256(of.encode()).hexdigest()
     self._index = self._folder / f"start-{self._of[:16]}.json"
     try:
@@ -154,25 +153,27 @@ class Programs:
     if self._thread is None:
       program.compiled = program.compile(lowered or program.lower())
       return
-    made_of = self._made_of(program)
     if lowered is None and self.knows(program):
-      file = self._last[program.name]["file"]
-      program.compiled = self._loaded(file, program)
-      if program.compiled is not None:
-        self._note(program, made_of, file)
+      if self._take(program, self._last[program.name]["file"]):
         return
     lowered = lowered or program.lower()
-    file = self._file(program, made_of, lowered)
-    program.compiled = self._loaded(file, program)
-    if program.compiled is not None:
-      self._note(program, made_of, file)
+    file = self._file(program, lowered)
+    if self._take(program, file):
       return
     before = getattr(_from_cache, "hits", 0)
     program.compiled = program.compile(lowered)
     # What JAX has loaded itself cannot be written again: jax 0.10 loses its functions.
     if getattr(_from_cache, "hits", 0) == before:
       self._thread.submit(self._keep, program.compiled, file)
-      self._note(program, made_of, file)
+      self._note(program, file)
+
+  def _take(self, program, file):
+    """Whether it is in the file, and so is `compiled` now."""
+    program.compiled = self._loaded(file, program)
+    if program.compiled is None:
+      return False
+    self._note(program, file)
+    return True
 
   def _made_of(self, program):
     leaves, tree = jax.tree.flatten(program.args)
@@ -180,12 +181,13 @@ class Programs:
     said = "\n".join([self._given, str(program.options), str(tree), *shapes])
     return hashlib.sha256(said.encode()).hexdigest()
 
-  def _file(self, program, made_of, lowered):
+  def _file(self, program, lowered):
+    made_of = self._made_of(program)
     said = f"{self._of} {program.name} {made_of} {lowered.as_text()}"
     return f"program-{hashlib.sha256(said.encode()).hexdigest()[:32]}"
 
-  def _note(self, program, made_of, file):
-    self._now[program.name] = {"made_of": made_of, "file": file}
+  def _note(self, program, file):
+    self._now[program.name] = {"made_of": self._made_of(program), "file": file}
 
   # --- In the thread -----------------------------------------------------------
 
@@ -343,11 +345,8 @@ def _began():
   """When this process began, seconds since the epoch."""
   try:
     words = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    ticks, up = (
-      int(words[19]),
-      float(pathlib.Path("/proc/uptime").read_text().split()[0]),
-    )
-    return time.time() - up + ticks / os.sysconf("SC_CLK_TCK")
+    up = pathlib.Path("/proc/uptime").read_text().split()[0]
+    return time.time() - float(up) + int(words[19]) / os.sysconf("SC_CLK_TCK")
   except (OSError, ValueError, IndexError):
     return time.time() - 60  # Not before it imported its first module.
 
