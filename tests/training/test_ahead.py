@@ -210,6 +210,23 @@ def test_a_file_that_is_edited_during_a_start(tmp_path, code, mesh):
   assert not list(tmp_path.glob("start-*"))
 
 
+def test_functions_that_tensorflow_has_rewritten_are_no_edits(tmp_path, code, mesh):
+  """Each start writes its own into files of random names."""
+  tf = pytest.importorskip("tensorflow")
+
+  def start():
+    before = set(sys.modules)
+    data = tf.data.Dataset.range(4).map(lambda x: x + 1 if x % 2 == 0 else x)
+    assert [int(x) for x in data] == [1, 1, 3, 3]
+    return Start(tmp_path, code, mesh), set(sys.modules) - before
+
+  first, made = start()
+  assert any(name.startswith(ahead.GENERATED) for name in made), made
+  for name in made:  # Of the next process, they are not.
+    del sys.modules[name]
+  assert first.traced == 1 and Start(tmp_path, code, mesh).how == (0, "loaded")
+
+
 def test_a_program_that_is_broken_is_told_of_and_made_anew(
   tmp_path, code, mesh, caplog
 ):

@@ -37,6 +37,8 @@ _log = logging.getLogger("vlp_jax")
 
 # What of the environment JAX and its compilers read.
 VARIABLES = ("JAX_", "XLA_", "LIBTPU_", "TPU_", "CUDA_", "NVIDIA_", "NCCL_", "TF_")
+# How the modules are named that TensorFlow makes of functions it is given.
+GENERATED = "__autograph_generated_file"
 # A program that no start asked for in so long is deleted, seconds.
 UNUSED = 30 * 24 * 3600
 
@@ -318,9 +320,17 @@ def _settings():
 
 
 def _files():
-  """{name of a module that is loaded: its file}, where it has one."""
+  """{name of a module that is loaded: its file}, where it has one.
+
+  Not those that tf.data writes while it runs (`tensorflow.autograph`, from functions of
+  other modules, into files of random names): what trains is not made of them.
+  """
   files = {n: getattr(m, "__file__", None) for n, m in list(sys.modules.items())}
-  return {name: file for name, file in files.items() if isinstance(file, str)}
+  return {
+    name: file
+    for name, file in files.items()
+    if isinstance(file, str) and not name.startswith(GENERATED)
+  }
 
 
 def _modules():
