@@ -214,17 +214,15 @@ def test_functions_that_tensorflow_has_rewritten_are_no_edits(tmp_path, code, me
   """Each start writes its own into files of random names."""
   tf = pytest.importorskip("tensorflow")
 
-  def start():
-    before = set(sys.modules)
-    data = tf.data.Dataset.range(4).map(lambda x: x + 1 if x % 2 == 0 else x)
-    assert [int(x) for x in data] == [1, 1, 3, 3]
-    return Start(tmp_path, code, mesh), set(sys.modules) - before
+  def made():
+    return {name for name in sys.modules if name.startswith(ahead.GENERATED)}
 
-  first, made = start()
-  assert any(name.startswith(ahead.GENERATED) for name in made), made
-  for name in made:  # Of the next process, they are not.
+  data = tf.data.Dataset.range(4).map(lambda x: x + 1 if x % 2 == 0 else x)
+  assert [int(x) for x in data] == [1, 1, 3, 3] and made()
+  assert Start(tmp_path, code, mesh).traced == 1
+  for name in made():  # In the next process, they are others.
     del sys.modules[name]
-  assert first.traced == 1 and Start(tmp_path, code, mesh).how == (0, "loaded")
+  assert Start(tmp_path, code, mesh).how == (0, "loaded")
 
 
 def test_a_program_that_is_broken_is_told_of_and_made_anew(
