@@ -39,6 +39,44 @@ def test_imports_the_configs_folder_that_the_file_is_in(tmp_path):
   assert {name for name in sys.modules if name.startswith("configs")} == before
 
 
+def test_siblings_of_one_file_are_not_those_of_another(tmp_path):
+  """Also packages; what a file imports from elsewhere stays."""
+  for name in ("one", "two"):
+    folder = tmp_path / name
+    (folder / "a_package").mkdir(parents=True)
+    (folder / "near.py").write_text(f"NAME = '{name}'\n")
+    (folder / "a_package" / "__init__.py").write_text("")
+    (folder / "a_package" / "deep.py").write_text(f"NAME = '{name}'\n")
+    (folder / "mine.py").write_text(
+      "import near\nfrom a_package import deep\n"
+      "def get_config():\n  return dict(a=near.NAME, b=deep.NAME)\n"
+    )
+  before = set(sys.modules)
+  for name in ("one", "two"):
+    config = config_file.load(str(tmp_path / name / "mine.py"))
+    assert config.to_dict() == dict(a=name, b=name)
+  assert set(sys.modules) == before
+
+
+def test_what_a_file_imports_from_elsewhere_stays(tmp_path, monkeypatch):
+  """From a folder on the path, though it be its own; packages are not loaded twice."""
+  (tmp_path / "site").mkdir()
+  (tmp_path / "site" / "far.py").write_text("NUMBER = 8\n")
+  (tmp_path / "mine.py").write_text(
+    "import far\ndef get_config():\n  return dict(a=far.NUMBER)\n"
+  )
+  monkeypatch.syspath_prepend(tmp_path / "site")
+  config_file.load(str(tmp_path / "mine.py"))
+  assert sys.modules.pop("far").NUMBER == 8
+  (tmp_path / "near.py").write_text("NUMBER = 9\n")
+  (tmp_path / "mine.py").write_text(
+    "import near\ndef get_config():\n  return dict(a=near.NUMBER)\n"
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  config_file.load(str(tmp_path / "mine.py"))
+  assert sys.modules.pop("near").NUMBER == 9
+
+
 def test_overrides(file):
   config = config_file.load(
     file,

@@ -95,23 +95,37 @@ def _importable(path):
   """Lets the file say `from configs import parts`, and import its siblings.
 
   `configs` is the folder above `path`, then that of the working directory, then the one
-  beside the package.
+  beside the package. What only this file could import is forgotten after it, so that
+  another's sibling of the same name is not mistaken for it.
   """
   roots = [*path.resolve().parents, pathlib.Path.cwd(), schema.PACKAGE.parent]
   package = types.ModuleType("configs")
   package.__path__ = [str(r / "configs") for r in roots if (r / "configs").is_dir()]
   ours = lambda name: name == "configs" or name.startswith("configs.")
   kept = {name: sys.modules.pop(name) for name in list(sys.modules) if ours(name)}
-  folder = str(path.resolve().parent)
+  folder = path.resolve().parent
+  known = folder in [pathlib.Path(entry).resolve() for entry in sys.path]
+  before = set(sys.modules)
   sys.modules["configs"] = package
-  sys.path.insert(0, folder)
+  sys.path.insert(0, str(folder))
   try:
     yield
   finally:
-    sys.path.remove(folder)
+    sys.path.remove(str(folder))
     for name in filter(ours, list(sys.modules)):
       del sys.modules[name]
+    if not known:
+      for name in sys.modules.keys() - before:
+        if _is_sibling(folder, name):
+          del sys.modules[name]
     sys.modules.update(kept)
+
+
+def _is_sibling(folder, name):
+  """Whether a loaded module is a file or a package of the folder."""
+  file = pathlib.Path(getattr(sys.modules[name], "__file__", None) or "").resolve()
+  beside = folder / name.partition(".")[0]
+  return file == beside.with_suffix(".py") or beside in file.parents
 
 
 def _plain(value, path, where=""):
