@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from etils import epath
+import flax.linen as nn
 import jax
 import optax
 
@@ -41,6 +42,7 @@ class Job:
     mesh, sharding: where arrays live.
     tx, schedule: the optimiser and its learning rate.
     guard, preemption: what is done about bad steps, and about notices to stop.
+    variables: `step.abstract_variables` of the pretrainer.
     batch: ShapeDtypeStructs of a global batch; of several kinds of data, {kind: those}.
     feeds: {kind: data}. turns: the kinds that each step reads; None: there is one.
   """
@@ -57,6 +59,7 @@ class Job:
   schedule: Callable
   guard: guard_lib.Guard
   preemption: preemption_lib.Preemption
+  variables: Any
   batch: dict[str, Any]
   feeds: dict[str, feeds_lib.Feed]
   turns: turns_lib.Turns | None = None
@@ -75,6 +78,7 @@ class Job:
       ema=self.has_teacher,
       mesh=self.mesh,
       sharding=self.sharding,
+      variables=self.variables,
     )
 
   @property
@@ -103,8 +107,14 @@ class Job:
     )
 
 
-def make(config: config_lib.Run, workdir: epath.Path) -> Job:
+def make(
+  config: config_lib.Run, workdir: epath.Path, start: ahead.Programs = ahead.NOTHING
+) -> Job:
   """Checks a config as a whole, and builds what it names.
+
+  Args:
+    start: what is known of the last start of this config; it is told here what this one
+      is made of.
 
   Raises:
     ValueError, FileNotFoundError: what is wrong, where, and what to do about it; before
@@ -115,9 +125,9 @@ def make(config: config_lib.Run, workdir: epath.Path) -> Job:
   sharding_lib.check_batch(config.batch_size, mesh)
   train_source = build.source(config.data.source)
   words = build.tokenizer(config.tokenizer, train_source, workdir)
-  built = shapes(
-    config, mesh, vocab=words.vocab, length=words.length, examples=len(train_source)
-  )
+  facts = dict(vocab=words.vocab, length=words.length, examples=len(train_source))
+  start.given(repr(facts | {"vocab": dataclasses.astuple(words.vocab)}), mesh)
+  built = shapes(config, mesh, **facts, start=start)
   rows(built)  # checked now, before anything is compiled
   sources = {config_lib.PAIRS: train_source}
   for name, spec in config.data.kinds.items():
@@ -139,12 +149,14 @@ def shapes(
   vocab: Any,
   length: int,
   examples: int,
+  start: ahead.Programs = ahead.NOTHING,
 ) -> Job:
   """The job of a run without its data: what `plan` compiles.
 
   Args:
     mesh: perhaps of devices that are not here.
     vocab, length: of the tokenizer. examples: an epoch.
+    start: see `make`; it was told all of these.
   """
   turns = feeds_lib.turns(config)
   trained, batch, time = trained_on(
@@ -152,7 +164,11 @@ def shapes(
   )
   optim = build.optim(config.optim, time)
   _check_frozen(trained.model, optim)
-  params = step_lib.abstract_params(trained, batch)
+  # A second and more: the whole model is gone through.
+  variables = start.kept(
+    "variables", lambda: step_lib.abstract_variables(trained, batch)
+  )
+  params = nn.unbox(variables["params"])
   tx, schedule = optim_lib.make(optim, params, total_steps=time.total)
   made = Job(
     config=config,
@@ -167,6 +183,7 @@ def shapes(
     schedule=schedule,
     guard=guard_lib.Guard(**config.guard),
     preemption=preemption_lib.Preemption(**config.preemption),
+    variables=variables,
     batch=batch,
     feeds=feeds_lib.feeds(config, {}, trained),
     turns=turns,
@@ -237,12 +254,6 @@ def stepping(job: Job) -> stepping_lib.Whole | stepping_lib.Streamed:
     return stepping_lib.Streamed(own, job.abstract_state, job.batch, job.mesh)
   step = judged(accumulate.make_train_step(stages))
   return stepping_lib.Whole(step, job.abstract_state, job.readings, job.mesh)
-
-
-def facts(job: Job) -> str:
-  """What `shapes` made the job of, beside the config and the devices."""
-  words, examples = job.tokenizer, len(job.source)
-  return repr((dataclasses.astuple(words.vocab), words.length, examples))
 
 
 def fresh_state(job: Job, start: ahead.Programs = ahead.NOTHING) -> step_lib.TrainState:

@@ -61,8 +61,7 @@ def train(
   """
   start_time = time.time()
   # Every mistake of the user shows here.
-  job, first = _open(given, workdir)
-  start.given(job_lib.facts(job), job.mesh)
+  job, first = _open(given, workdir, start)
   if first:
     # Not by an evaluation: what is switched off for it, is on when the run goes on.
     (job.workdir / cli.CONFIG_FILE).write_text(config_file.to_json(given))
@@ -257,13 +256,13 @@ def evaluate(
 # --- Parts of the above --------------------------------------------------------
 
 
-def _open(given, workdir):
+def _open(given, workdir, start=ahead.NOTHING):
   """(job, whether this process writes); makes the workdir."""
   config = config_lib.run(given)
   cache.use()
   workdir = places.workdir(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
-  job = job_lib.make(config, workdir)
+  job = job_lib.make(config, workdir, start)
   return job, jax.process_index() == 0
 
 

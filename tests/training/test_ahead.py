@@ -14,6 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import runs
+from vlp_jax import config as config_lib
+from vlp_jax import config_file
+from vlp_jax import job as job_lib
+from vlp_jax import pretrainer as pretrainer_lib
 from vlp_jax.ops import reduce
 from vlp_jax.training import ahead
 from vlp_jax.training import program as program_lib
@@ -75,14 +80,16 @@ class Start:
 
   Attributes:
     traced: how often its function was. loaded: whether it came from a file.
+    value: what is kept beside it. made: how often that was.
   """
 
   def __init__(self, folder, code, mesh, config="config", vocabulary="10", rows=8):
-    self.traced = 0
+    self.traced = self.made = 0
     self._code, self._mesh = code, mesh
     with ahead.Programs(str(folder), config) as programs:
       self.thread = programs._thread
       programs.given(vocabulary, mesh)
+      self.value = programs.kept("value", self._make)
       self.program = self._program(rows)
       known = programs.knows(self.program)
       programs.ready(self.program, None if known else self.program.lower())
@@ -92,6 +99,10 @@ class Start:
     got, mean = self.program(x, batch)
     assert got == 1.0 + rows * 2 * code.factor and x.is_deleted()
     assert isinstance(mean, reduce.Mean) and mean.value() == 2.0
+
+  def _make(self):
+    self.made += 1
+    return jax.ShapeDtypeStruct((int(self._code.factor),), jnp.float32)
 
   def _program(self, rows):
     def step(x, batch):
@@ -202,6 +213,73 @@ def test_a_module_that_only_tracing_loads_is_not_forgotten(
   assert Start(tmp_path, code, mesh).traced == 0
   write(lazy, "# edited")
   assert Start(tmp_path, code, mesh).traced == 1
+
+
+def test_what_is_kept_beside_it(tmp_path, code, mesh):
+  made = lambda *args, **fields: Start(tmp_path, code, *args, **fields)
+  shape = lambda start: (start.made, start.value.shape)
+  assert shape(made(mesh)) == (1, (3,))
+  for _ in range(2):
+    assert shape(made(mesh)) == (0, (3,))
+  # Of another vocabulary or of other devices it is another.
+  assert shape(made(mesh, vocabulary="11")) == (1, (3,))
+  assert shape(made(mesh)) == (1, (3,))
+  fewer = sharding_lib.make_mesh(sharding_lib.Sharding(), jax.devices()[:2])
+  assert shape(made(fewer)) == (1, (3,))
+  assert shape(made(fewer)) == (0, (3,))
+  with jax.default_matmul_precision("highest"):
+    assert shape(made(fewer)) == (1, (3,))
+  code.factor = FACTOR + 1
+  write(code, "# edited")
+  assert shape(made(fewer)) == (1, (4,))
+  assert shape(made(fewer)) == (0, (4,))
+
+
+def test_what_is_kept_and_broken_is_made_anew(tmp_path, code, mesh):
+  Start(tmp_path, code, mesh)
+  (index,) = tmp_path.glob("start-*.json")
+  text = json.loads(index.read_text())
+  text["values"]["value"]["value"] = "none"
+  index.write_text(json.dumps(text))
+  assert Start(tmp_path, code, mesh).made == 1
+  assert Start(tmp_path, code, mesh).made == 0
+
+
+def test_what_cannot_be_kept_hinders_no_program(tmp_path, code, mesh, monkeypatch):
+  monkeypatch.setattr(Start, "_make", lambda self: lambda: self)  # It has no pickle.
+  Start(tmp_path, code, mesh)
+  start = Start(tmp_path, code, mesh)
+  assert start.how == (0, "loaded") and start.value() is start
+
+
+def test_a_job_of_kept_shapes_is_that_of_shapes(tmp_path, mesh, monkeypatch):
+  """It goes through no model, and its state is the same with all that it is made of."""
+  traced, call = [], pretrainer_lib.Pretrainer.__call__
+
+  def counted(self, *args, **fields):
+    traced.append(self)
+    return call(self, *args, **fields)
+
+  monkeypatch.setattr(pretrainer_lib.Pretrainer, "__call__", counted)
+  config = config_lib.run(config_file.load(str(runs.CONFIG)))
+
+  def start():
+    before = len(traced)
+    with ahead.Programs(str(tmp_path), "config") as programs:
+      thread = programs._thread
+      job = job_lib.make(config, tmp_path, programs)
+      state = job.abstract_state
+      programs._note(program_lib.Program("step", None, ()), "none")
+    thread.shutdown(wait=True)
+    return len(traced) - before, state
+
+  start()  # It loads modules that the others find.
+  (first, want), (second, got) = start(), start()
+  assert (first, second) == (1, 0)
+  assert want.ema is not None and want.memory
+  assert jax.tree.structure(got) == jax.tree.structure(want)
+  for leaf, wanted in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    assert leaf == wanted and leaf.sharding == wanted.sharding
 
 
 def test_a_file_that_is_edited_during_a_start(tmp_path, code, mesh):

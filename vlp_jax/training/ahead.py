@@ -7,12 +7,14 @@ number of examples (`job.shapes`), JAX's settings and the devices. Where all of 
 those of the last start, so is the program, and nothing is traced. Code is taken to be
 the same as Python takes its own compiled files to be: by the size and the time of every
 module's file. After an edit the step is traced, and what is loaded is used where the
-same comes out.
+same comes out. The shapes of the model's parameters are kept with them (`kept`).
 
 By JAX's public `serialize_executable`, beside JAX's own cache, which keeps what each of
 these programs was first compiled to.
 """
 
+import base64
+from collections.abc import Callable
 from concurrent import futures
 import hashlib
 import json
@@ -23,7 +25,7 @@ import pickle
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, TypeVar
 import zlib
 
 import jax
@@ -41,6 +43,8 @@ VARIABLES = ("JAX_", "XLA_", "LIBTPU_", "TPU_", "CUDA_", "NVIDIA_", "NCCL_", "TF
 GENERATED = "__autograph_generated_file"
 # A program that no start asked for in so long is deleted, seconds.
 UNUSED = 30 * 24 * 3600
+
+T = TypeVar("T")
 
 _from_cache = threading.local()
 
@@ -71,14 +75,16 @@ class Programs:
     if here and jax.process_count() == 1:
       self._folder = pathlib.Path(folder)
     self._config = config
-    self._thread = None
+    self._thread = self._readers = None
     self._coming: dict[str, futures.Future] = {}
-    # Of the last start: its programs; {module: [file, time, size]} of all it loaded;
-    # the names of those that were there when its model was built.
+    # Of the last start: its programs; what else it kept; {module: [file, time, size]}
+    # of all it loaded; the names of those that were there before its model.
     self._last: dict[str, dict[str, str]] = {}
+    self._values: dict[str, dict[str, str]] = {}
     self._modules: dict[str, list] = {}
     self._first: set[str] = set()
     self._now: dict[str, dict[str, str]] = {}
+    self._made: dict[str, tuple[str, Any]] = {}
     self._same = False  # Whether what the last start knew holds for this one.
     self._given = ""
 
@@ -93,10 +99,12 @@ class Programs:
     try:
       last = json.loads(self._index.read_text("utf-8"))
       self._last, self._modules = dict(last["programs"]), dict(last["modules"])
-      self._first = set(last["first"])
+      self._values, self._first = dict(last["values"]), set(last["first"])
     except (OSError, ValueError, KeyError):
-      self._last, self._modules, self._first = {}, {}, set()
+      self._last, self._values, self._modules, self._first = {}, {}, {}, set()
     self._thread = futures.ThreadPoolExecutor(1, "ahead")
+    # The state's program and the step's, side by side.
+    self._readers = futures.ThreadPoolExecutor(2, "reading")
     self._unchanged = self._thread.submit(_unchanged, self._modules)
     for entry in self._last.values():
       self._load(entry["file"])
@@ -108,18 +116,38 @@ class Programs:
     self.end()
 
   def given(self, what: str, mesh: jax.sharding.Mesh) -> None:
-    """Says what the programs are made of, beside code, config and JAX's settings."""
+    """Says what all is made of, beside code, config and JAX's settings.
+
+    Before the model is built.
+    """
     if self._thread is None:
       return
     devices = [device.id for device in mesh.devices.flat]
-    # A module of the user's may have changed settings when it was imported.
-    self._given = f"{what} {dict(mesh.shape)} {devices} {_settings()}"
+    self._given = f"{what} {dict(mesh.shape)} {devices}"
     loaded = _files()
     self._same = self._unchanged.result() and loaded.keys() == self._first
     self._same = self._same and all(
       self._modules[name][0] == file for name, file in loaded.items()
     )
     self._first = set(loaded)
+
+  def kept(self, name: str, make: Callable[[], T]) -> T:
+    """What `make` returns, or returned in the last start, where nothing differs.
+
+    make: a function of what was `given`; what it returns can be pickled.
+    """
+    if self._thread is None:
+      return make()
+    made_of = self._hash(name)
+    said = self._values.get(name) if self._same else None
+    if said is not None and said["made_of"] == made_of:
+      try:
+        return pickle.loads(zlib.decompress(base64.b64decode(said["value"])))
+      except Exception as error:  # pickle raises anything
+        _log.debug("%s is broken, and is made anew: %s", name, error)
+    value = make()
+    self._made[name] = (made_of, value)
+    return value
 
   def end(self) -> None:
     """What was asked for is written down, what was not is dropped."""
@@ -129,7 +157,8 @@ class Programs:
       coming.cancel()
     self._coming.clear()
     if self._now:
-      self._thread.submit(self._write, dict(self._now))
+      self._thread.submit(self._write, dict(self._now), dict(self._made))
+    self._readers.shutdown(wait=False)
     self._thread.shutdown(wait=False)
     self._thread = None
 
@@ -180,7 +209,11 @@ class Programs:
   def _made_of(self, program):
     leaves, tree = jax.tree.flatten(program.args)
     shapes = [f"{x.shape} {x.dtype} {x.sharding}" for x in leaves]
-    said = "\n".join([self._given, str(program.options), str(tree), *shapes])
+    return self._hash(str(program.options), str(tree), *shapes)
+
+  def _hash(self, *more):
+    # A module of the user's may have changed settings when it was imported.
+    said = "\n".join([self._given, str(_settings()), *more])
     return hashlib.sha256(said.encode()).hexdigest()
 
   def _file(self, program, lowered):
@@ -191,12 +224,12 @@ class Programs:
   def _note(self, program, file):
     self._now[program.name] = {"made_of": self._made_of(program), "file": file}
 
-  # --- In the thread -----------------------------------------------------------
+  # --- In the threads ----------------------------------------------------------
 
   def _load(self, file):
     coming = self._coming.get(file)
     if coming is None:
-      coming = self._thread.submit(_read, self._folder / file)
+      coming = self._readers.submit(_read, self._folder / file)
       self._coming[file] = coming
     return coming
 
@@ -223,7 +256,7 @@ class Programs:
     except Exception as error:  # Whatever it is, the run does without.
       _log.debug("a program is not kept: %s", error)
 
-  def _write(self, now):
+  def _write(self, now, made):
     """The index; what of the last start this one had no use for stays in it."""
     # What was not traced may have been made of modules that are not loaded now.
     modules = (self._modules if self._same else {}) | _modules()
@@ -234,10 +267,18 @@ class Programs:
     programs = {
       k: v for k, v in programs.items() if (self._folder / v["file"]).exists()
     }
+    values = dict(self._values) if self._same else {}
+    try:
+      for name, (made_of, value) in made.items():
+        values[name] = {"made_of": made_of, "value": _text(value)}
+    except Exception as error:  # A module of the user's may hold what has no pickle.
+      _log.debug("shapes are not kept: %s", error)
     try:
       for said in programs.values():
         os.utime(self._folder / said["file"])
-      text = dict(programs=programs, modules=modules, first=sorted(self._first))
+      text = dict(
+        programs=programs, values=values, modules=modules, first=sorted(self._first)
+      )
       _put(self._index, json.dumps(text).encode())
       for file in self._folder.glob("program-*"):
         if time.time() - file.stat().st_mtime > UNUSED:
@@ -283,6 +324,10 @@ def _read(file):
     _log.warning("%s is broken, and is compiled anew: %s", file, error)
     file.unlink(missing_ok=True)
     return None
+
+
+def _text(value):
+  return base64.b64encode(zlib.compress(pickle.dumps(value))).decode("ascii")
 
 
 def _put(file, data):

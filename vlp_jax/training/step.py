@@ -89,17 +89,21 @@ def make_init(
   """`init(key, batch) -> TrainState`, its leaves boxed with their logical axes."""
 
   def init(key, batch):
-    variables = _variables(_ById(pretrainer))(key, batch)
-    params = variables["params"]
-    return TrainState(
-      step=jnp.int32(0),
-      params=params,
-      opt_state=tx.init(params),
-      ema=jax.tree.map(jnp.copy, params) if ema else None,
-      memory=variables.get("memory", {}),
-    )
+    return _first(_variables(_ById(pretrainer))(key, batch), tx, ema)
 
   return init
+
+
+def _first(variables, tx, ema):
+  """The state of a run that has made no step."""
+  params = variables["params"]
+  return TrainState(
+    step=jnp.int32(0),
+    params=params,
+    opt_state=tx.init(params),
+    ema=jax.tree.map(jnp.copy, params) if ema else None,
+    memory=variables.get("memory", {}),
+  )
 
 
 def _a_key():
@@ -107,10 +111,17 @@ def _a_key():
   return jax.eval_shape(lambda: prng.key(0))
 
 
+def abstract_variables(pretrainer: nn.Module, batch: Mapping[str, Any]) -> Any:
+  """Shapes of what `init` makes, boxed: no memory, no computation.
+
+  {"params": …, "memory": …}, the leaves with their logical axes.
+  """
+  return jax.eval_shape(_variables(_ById(pretrainer)), _a_key(), batch)
+
+
 def abstract_params(pretrainer: nn.Module, batch: Mapping[str, Any]) -> Any:
-  """Unboxed shapes of the parameters: no memory, no computation."""
-  shapes = jax.eval_shape(_variables(_ById(pretrainer)), _a_key(), batch)
-  return nn.unbox(shapes["params"])
+  """Shapes of the parameters, without boxes."""
+  return nn.unbox(abstract_variables(pretrainer, batch)["params"])
 
 
 def abstract_state(
@@ -121,11 +132,16 @@ def abstract_state(
   ema: bool,
   mesh: jax.sharding.Mesh,
   sharding: sharding_lib.Sharding,
+  variables: Any = None,
 ) -> TrainState:
-  """Shapes, dtypes and shardings of the state: no memory, no computation."""
-  init = make_init(pretrainer, tx, ema=ema)
+  """Shapes, dtypes and shardings of the state: no memory, no computation.
+
+  variables: the `abstract_variables`, if known.
+  """
+  if variables is None:
+    variables = abstract_variables(pretrainer, batch)
   # Outside of the mesh context: constants boxed inside it cannot be evaluated.
-  boxed = jax.eval_shape(init, _a_key(), batch)
+  boxed = jax.eval_shape(functools.partial(_first, tx=tx, ema=ema), variables)
   places = sharding_lib.shardings(boxed, mesh, sharding)
   return jax.tree.map(
     lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place),
