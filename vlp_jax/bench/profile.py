@@ -18,7 +18,8 @@ def kernels(run: Callable[[], object], steps: int) -> dict[str, Any]:
   Returns:
     {"busy_ms": time of a step in which the device computes, "kernels": [{"name", "ms":
     of a step, "count": runs in a step}], longest first}; instructions that differ in
-    their number alone are one kernel. {} where the devices leave no trace (CPUs).
+    their number alone are one kernel. Of CPUs it is all devices', and what they do side
+    by side counts twice. {} where the devices leave no trace.
   """
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):
@@ -42,15 +43,21 @@ def kernels(run: Callable[[], object], steps: int) -> dict[str, Any]:
 
 
 def _events(data) -> Iterator[tuple[str, float]]:
-  """(kernel, nanoseconds) of all that ran on the first device."""
+  """(kernel, nanoseconds) of all that ran on the first device, or on the CPUs."""
   planes = [p for p in data.planes if p.name.startswith("/device:")]
   planes = [p for p in planes if re.search(r"(GPU|TPU):\d+", p.name)]
+  # A GPU's streams; of a TPU, the instructions.
+  lines = ("Stream", "XLA Ops")
+  if not planes:
+    # XLA's threads, not Python's.
+    planes, lines = [p for p in data.planes if p.name == "/host:CPU"], ("tf_XLA",)
   for line in planes[0].lines if planes else ():
-    # A GPU's streams; of a TPU, the instructions.
-    if not line.name.startswith(("Stream", "XLA Ops")):
+    if not line.name.startswith(lines):
       continue
     for event in line.events:
       found = dict(event.stats)
+      if planes[0].name == "/host:CPU" and "hlo_op" not in found:
+        continue  # The runtime's own.
       name = str(found.get("hlo_op", event.name))
       kernel = "" if name == event.name else f" {event.name[:60]}"
       yield re.sub(r"[.\d]+$", "", name) + kernel, event.duration_ns
