@@ -92,7 +92,7 @@ class Start:
       self.value = programs.kept("value", self._make)
       self.program = self._program(rows)
       known = programs.knows(self.program)
-      programs.ready(self.program, None if known else self.program.lower())
+      programs.ready(self.program, None if known else programs.lower(self.program))
     self.thread.shutdown(wait=True)
     self.loaded = not isinstance(self.program.compiled, jax.stages.Compiled)
     x, batch = self._args(rows)
@@ -102,11 +102,15 @@ class Start:
 
   def _make(self):
     self.made += 1
+    for file in getattr(self._code, "reads", ()):
+      file.read_text()
     return jax.ShapeDtypeStruct((int(self._code.factor),), jnp.float32)
 
   def _program(self, rows):
     def step(x, batch):
       self.traced += 1
+      for file in getattr(self._code, "reads_traced", ()):
+        file.read_text()
       y = batch["y"]
       return x + y.sum() * self._code.factor, reduce.Mean(y.sum(), jnp.float32(y.size))
 
@@ -280,6 +284,35 @@ def test_a_job_of_kept_shapes_is_that_of_shapes(tmp_path, mesh, monkeypatch):
   assert jax.tree.structure(got) == jax.tree.structure(want)
   for leaf, wanted in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
     assert leaf == wanted and leaf.sharding == wanted.sharding
+
+
+@pytest.mark.parametrize("when", ["reads", "reads_traced"])
+def test_files_that_were_read(tmp_path, code, mesh, when):
+  """While the model is built, or traced: with others, it may be another."""
+  file = tmp_path / "classes.txt"
+
+  def written(text):
+    file.write_text(text)
+    then = ahead._BEGUN - 1000 + len(text)
+    os.utime(file, (then, then))
+
+  written("one")
+  # What is written is no matter, nor what is read of the system, or by its number.
+  reads = lambda read: types.SimpleNamespace(read_text=read)
+  log = reads(lambda: (tmp_path / "log").write_text("x"))
+  null = reads(lambda: open(os.open(os.devnull, os.O_RDONLY), "rb").close())
+  setattr(code, when, (file, log, pathlib.Path("/proc/self/stat"), null))
+  assert Start(tmp_path, code, mesh).traced == 1
+  for _ in range(2):
+    start = Start(tmp_path, code, mesh)
+    assert (start.traced, start.made) == (0, 0)
+  written("one, two")
+  start = Start(tmp_path, code, mesh)
+  assert (start.traced, start.made) == (1, 1)
+  assert Start(tmp_path, code, mesh).traced == 0
+  file.unlink()
+  setattr(code, when, ())
+  assert Start(tmp_path, code, mesh).traced == 1
 
 
 def test_a_file_that_is_edited_during_a_start(tmp_path, code, mesh):

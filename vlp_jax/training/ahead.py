@@ -6,8 +6,9 @@ known sooner: a train step is a function of the code, the config, the vocabulary
 number of examples (`job.shapes`), JAX's settings and the devices. Where all of them are
 those of the last start, so is the program, and nothing is traced. Code is taken to be
 the same as Python takes its own compiled files to be: by the size and the time of every
-module's file. After an edit the step is traced, and what is loaded is used where the
-same comes out. The shapes of the model's parameters are kept with them (`kept`).
+module's file, and of every file that Python opened while the model was built or traced.
+After an edit the step is traced, and what is loaded is used where the same comes out.
+The shapes of the model's parameters are kept with them (`kept`).
 
 By JAX's public `serialize_executable`, beside JAX's own cache, which keeps what each of
 these programs was first compiled to.
@@ -16,6 +17,8 @@ these programs was first compiled to.
 import base64
 from collections.abc import Callable
 from concurrent import futures
+import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -56,6 +59,26 @@ def _listen(event, **_):
 
 jax.monitoring.register_event_listener(_listen)
 
+_reads = threading.local()
+
+
+def _hear(event, args):
+  """Notes what this thread opens to read, where that is to be known."""
+  if event != "open" or getattr(_reads, "files", None) is None:
+    return
+  path, _, flags = args
+  if isinstance(path, int) or (flags or 0) & (os.O_WRONLY | os.O_RDWR):
+    return
+  path = os.path.abspath(os.fsdecode(path))
+  # Of a module there is its source; and what the system tells is no file.
+  if not path.endswith(".pyc") and not path.startswith(("/proc/", "/sys/", "/dev/")):
+    _reads.files.add(path)
+
+
+@functools.cache
+def _ears():
+  sys.addaudithook(_hear)
+
 
 class Programs:
   """Those of the start of a run: a context, which keeps them when `end` is called.
@@ -78,13 +101,15 @@ class Programs:
     self._thread = self._readers = None
     self._coming: dict[str, futures.Future] = {}
     # Of the last start: its programs; what else it kept; {module: [file, time, size]}
-    # of all it loaded; the names of those that were there before its model.
+    # of all it loaded, and {file: the same} of what it read; the names of the modules
+    # that were there before its model.
     self._last: dict[str, dict[str, str]] = {}
     self._values: dict[str, dict[str, str]] = {}
     self._modules: dict[str, list] = {}
     self._first: set[str] = set()
     self._now: dict[str, dict[str, str]] = {}
     self._made: dict[str, tuple[str, Any]] = {}
+    self._opened: set[str] = set()
     self._same = False  # Whether what the last start knew holds for this one.
     self._given = ""
 
@@ -102,6 +127,7 @@ class Programs:
       self._values, self._first = dict(last["values"]), set(last["first"])
     except (OSError, ValueError, KeyError):
       self._last, self._values, self._modules, self._first = {}, {}, {}, set()
+    _ears()
     self._thread = futures.ThreadPoolExecutor(1, "ahead")
     # The state's program and the step's, side by side.
     self._readers = futures.ThreadPoolExecutor(2, "reading")
@@ -118,7 +144,7 @@ class Programs:
   def given(self, what: str, mesh: jax.sharding.Mesh) -> None:
     """Says what all is made of, beside code, config and JAX's settings.
 
-    Before the model is built.
+    Before the model is built, in the thread that does it.
     """
     if self._thread is None:
       return
@@ -130,6 +156,7 @@ class Programs:
       self._modules[name][0] == file for name, file in loaded.items()
     )
     self._first = set(loaded)
+    _reads.files = self._opened
 
   def kept(self, name: str, make: Callable[[], T]) -> T:
     """What `make` returns, or returned in the last start, where nothing differs.
@@ -138,6 +165,7 @@ class Programs:
     """
     if self._thread is None:
       return make()
+    _reads.files = None  # The model is built.
     made_of = self._hash(name)
     said = self._values.get(name) if self._same else None
     if said is not None and said["made_of"] == made_of:
@@ -145,9 +173,19 @@ class Programs:
         return pickle.loads(zlib.decompress(base64.b64decode(said["value"])))
       except Exception as error:  # pickle raises anything
         _log.debug("%s is broken, and is made anew: %s", name, error)
-    value = make()
+    with self._hearing():
+      value = make()
     self._made[name] = (made_of, value)
     return value
+
+  @contextlib.contextmanager
+  def _hearing(self):
+    """What this thread opens in it is what things are made of."""
+    before, _reads.files = getattr(_reads, "files", None), self._opened
+    try:
+      yield
+    finally:
+      _reads.files = before
 
   def end(self) -> None:
     """What was asked for is written down, what was not is dropped."""
@@ -156,8 +194,10 @@ class Programs:
     for coming in self._coming.values():
       coming.cancel()
     self._coming.clear()
+    _reads.files = None
     if self._now:
-      self._thread.submit(self._write, dict(self._now), dict(self._made))
+      opened = sorted(self._opened)
+      self._thread.submit(self._write, dict(self._now), dict(self._made), opened)
     self._readers.shutdown(wait=False)
     self._thread.shutdown(wait=False)
     self._thread = None
@@ -171,6 +211,13 @@ class Programs:
     said = self._last.get(program.name)
     return said is not None and said["made_of"] == self._made_of(program)
 
+  def lower(self, program: program_lib.Program) -> jax.stages.Lowered:
+    """It, traced; what it reads meanwhile is known."""
+    if self._thread is None:
+      return program.lower()
+    with self._hearing():
+      return program.lower()
+
   def ready(
     self,
     program: program_lib.Program,
@@ -182,12 +229,12 @@ class Programs:
       lowered: None: it is known, or is lowered here.
     """
     if self._thread is None:
-      program.compiled = program.compile(lowered or program.lower())
+      program.compiled = program.compile(lowered or self.lower(program))
       return
     if lowered is None and self.knows(program):
       if self._take(program, self._last[program.name]["file"]):
         return
-    lowered = lowered or program.lower()
+    lowered = lowered or self.lower(program)
     file = self._file(program, lowered)
     if self._take(program, file):
       return
@@ -256,10 +303,11 @@ class Programs:
     except Exception as error:  # Whatever it is, the run does without.
       _log.debug("a program is not kept: %s", error)
 
-  def _write(self, now, made):
+  def _write(self, now, made, opened):
     """The index; what of the last start this one had no use for stays in it."""
     # What was not traced may have been made of modules that are not loaded now.
     modules = (self._modules if self._same else {}) | _modules()
+    modules |= {file: _stamp(file) for file in opened}
     if any(stamp[1] >= _BEGUN * 1e9 for stamp in modules.values()):
       return  # A file was edited meanwhile: it is not known what was read of it.
     programs = {name: said for name, said in self._last.items() if self._same} | now

@@ -42,7 +42,7 @@ def compiling(
   def lowered():
     # Mesh and rules are known to the thread that set them.
     with sharding_lib.use(mesh, sharding):
-      return [None if start.knows(p) else p.lower() for p in programs]
+      return [None if start.knows(p) else start.lower(p) for p in programs]
 
   def compiled():
     for program, own in zip(programs, traced.result(), strict=True):
