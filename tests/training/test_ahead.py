@@ -256,7 +256,9 @@ def test_what_cannot_be_kept_hinders_no_program(tmp_path, code, mesh, monkeypatc
   assert start.how == (0, "loaded") and start.value() is start
 
 
-def test_a_job_of_kept_shapes_is_that_of_shapes(tmp_path, mesh, monkeypatch):
+def test_a_job_of_kept_shapes_is_that_of_shapes(
+  tmp_path, tmp_path_factory, mesh, monkeypatch
+):
   """It goes through no model, and its state is the same with all that it is made of."""
   traced, call = [], pretrainer_lib.Pretrainer.__call__
 
@@ -267,9 +269,9 @@ def test_a_job_of_kept_shapes_is_that_of_shapes(tmp_path, mesh, monkeypatch):
   monkeypatch.setattr(pretrainer_lib.Pretrainer, "__call__", counted)
   config = config_lib.run(config_file.load(str(runs.CONFIG)))
 
-  def start():
+  def start(folder):
     before = len(traced)
-    with ahead.Programs(str(tmp_path), "config") as programs:
+    with ahead.Programs(str(folder), "config") as programs:
       thread = programs._thread
       job = job_lib.make(config, tmp_path, programs)
       state = job.abstract_state
@@ -277,8 +279,8 @@ def test_a_job_of_kept_shapes_is_that_of_shapes(tmp_path, mesh, monkeypatch):
     thread.shutdown(wait=True)
     return len(traced) - before, state
 
-  start()  # It loads modules that the others find.
-  (first, want), (second, got) = start(), start()
+  start(tmp_path_factory.mktemp("before"))  # It loads modules that the others find.
+  (first, want), (second, got) = start(tmp_path), start(tmp_path)
   assert (first, second) == (1, 0)
   assert want.ema is not None and want.memory
   assert jax.tree.structure(got) == jax.tree.structure(want)
