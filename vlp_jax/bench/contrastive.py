@@ -222,7 +222,10 @@ def plot(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
         (r["batch"], r[key] / unit) for r in rows if r["kind"] == kind and key in r
       ]
       if points:
-        axes.loglog(*zip(*points, strict=True), "o-", label=kind, color=COLORS[kind])
+        axes.plot(*zip(*points, strict=True), "o-", label=kind, color=COLORS[kind])
+    # Batches are powers of two; ticks of ten would be written over each other.
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
     axes.set_xlabel("global batch")
     axes.set_title(title)
     axes.grid(visible=True, which="major", alpha=0.3)
