@@ -223,7 +223,7 @@ def plot(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
       ]
       if points:
         axes.plot(*zip(*points, strict=True), "o-", label=kind, color=COLORS[kind])
-    # Batches are powers of two; ticks of ten would be written over each other.
+    # By default batches are powers of two; ticks between those of ten would overlap.
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlabel("global batch")
