@@ -22,7 +22,8 @@ class Encoded:
   """What all objectives share of a batch: made once, with gradient.
 
   image, text: Tokens of the two encoders, the image with its keys for the fusion
-  (`VLM.remember`). words: the text's Tokens that `fuse` takes
+  (`VLM.remember`); where all objectives read the embeddings alone, no more than those
+  are made of. words: the text's Tokens that `fuse` takes
   (`VLM.words`). zimg, ztxt: float32 [B, E], unit norm; None
   where the model has no contrastive space. All of an image, or of a text, are None
   where the batch has none.
@@ -96,7 +97,7 @@ class Pretrainer(nn.Module):
     step = jnp.asarray(step, jnp.int32)
     given = batch if is_of_kinds(batch) else {PAIRS: batch}
     read = {
-      kind: self._read(part, step, teacher_params, train)
+      kind: self._read(kind, part, step, teacher_params, train)
       for kind, part in given.items()
     }
     total = jnp.float32(0.0)
@@ -120,14 +121,19 @@ class Pretrainer(nn.Module):
         metrics |= {f"{name}/{key}": value for key, value in extra.items()}
     return reduce.Mean(total, jnp.float32(1.0)), metrics
 
-  def _read(self, batch, step, teacher_params, train):
+  def _read(self, kind, batch, step, teacher_params, train):
     """(batch, Encoded, teacher or None) of a batch of one kind."""
     batch = {key: jnp.asarray(value) for key, value in batch.items()}
-    enc = encode(self.model, ask_lib.Live(train), batch, step)
+    whole = any(
+      getattr(objective, "accumulates", None) != "embeddings"
+      for name, objective in self.objectives.items()
+      if kind in self.kinds.get(name, PAIRS).split("+")
+    )
+    enc = encode(self.model, ask_lib.Live(train), batch, step, whole=whole)
     if teacher_params is None:
       return batch, enc, None
     teacher = ask_lib.Teacher(teacher_params)
-    seen = encode(self.model, teacher, batch, step)
+    seen = encode(self.model, teacher, batch, step, whole=whole)
     return batch, enc, dataclasses.replace(teacher, enc=seen)
 
   # --- The same in three parts, for accumulation (`training/accumulate.py`) ---
@@ -144,11 +150,10 @@ class Pretrainer(nn.Module):
 
     Without a contrastive space, or a teacher, the dict is empty.
     """
-    enc = encode(self.model, ask_lib.Live(train), batch, step)
-    found = dict(live=_embeddings(enc), teacher={})
+    embed = lambda ask: _embeddings(encode(self.model, ask, batch, step, whole=False))
+    found = dict(live=embed(ask_lib.Live(train)), teacher={})
     if teacher_params is not None:
-      teacher = ask_lib.Teacher(teacher_params)
-      found["teacher"] = _embeddings(encode(self.model, teacher, batch, step))
+      found["teacher"] = embed(ask_lib.Teacher(teacher_params))
     return found
 
   def across(
@@ -197,12 +202,13 @@ class Pretrainer(nn.Module):
     Args:
       batch: these rows, all columns. drawn: for these rows, as `across` drew it.
     """
-    enc = encode(self.model, ask_lib.Live(train), batch, step)
+    whole = bool(drawn)
+    enc = encode(self.model, ask_lib.Live(train), batch, step, whole=whole)
     teacher = None
     if teacher_params is not None:
       teacher = ask_lib.Teacher(teacher_params)
       teacher = dataclasses.replace(
-        teacher, enc=encode(self.model, teacher, batch, step)
+        teacher, enc=encode(self.model, teacher, batch, step, whole=whole)
       )
     metrics = {}
     for name, own in drawn.items():
@@ -231,15 +237,24 @@ def is_of_kinds(batch: Mapping[str, Any]) -> bool:
 
 
 def encode(
-  model: nn.Module, ask: Callable, batch: Mapping[str, jax.Array], step: jax.Array
+  model: nn.Module,
+  ask: Callable,
+  batch: Mapping[str, jax.Array],
+  step: jax.Array,
+  *,
+  whole: bool = True,
 ) -> Encoded:
-  """The towers over what a batch has, by the live model or by the teacher."""
+  """The towers over what a batch has, by the live model or by the teacher.
+
+  whole: all tokens are wanted; else the embeddings alone are right, and towers that can
+  make no more than those need.
+  """
   size = (batch["image_size"],) if "image_size" in batch else ()
   image = text = words = zimg = ztxt = None
   if "image" in batch:
-    image = ask(model, "encode_image", batch["image"], *size)
+    image = ask(model, "encode_image", batch["image"], *size, whole=whole)
   if "text" in batch:
-    text = ask(model, "encode_text", batch["text"], batch["text_mask"])
+    text = ask(model, "encode_text", batch["text"], batch["text_mask"], whole=whole)
     words = ask(model, "words", batch["text"], batch["text_mask"], text)
   if image is not None:
     zimg = ask(model, "embed_image", image)

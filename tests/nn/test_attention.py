@@ -126,6 +126,14 @@ def test_the_fastest_backend(dtype, head_dim, platform, backend, monkeypatch):
   assert attention.fastest(query, query) == backend
 
 
+def test_a_single_query_is_not_cudnns(monkeypatch):
+  """It takes even lengths: keys and values would be copied for it."""
+  monkeypatch.setattr(axes, "platform", lambda: "gpu")
+  query, key = (jax.ShapeDtypeStruct((2, n, 4, 64), "bfloat16") for n in (1, 257))
+  assert attention.fastest(query, key) == "xla"
+  assert attention.fastest(key, query) == "cudnn"
+
+
 def test_tiles_are_for_long_sequences_on_one_device(monkeypatch):
   monkeypatch.setattr(axes, "platform", lambda: "cpu")
   short, long = (jax.ShapeDtypeStruct((2, n, 4, 64), "float32") for n in (50, 577))

@@ -125,6 +125,24 @@ def test_odd_lengths_are_filled_up_once(gpu, remat):
   assert set(gpu) == {(8, 8, False)}  # The mask says which are real.
 
 
+def test_one_token_of_the_last_layer_is_xlas(gpu):
+  """The layers below are filled up; what stands behind is not seen by the one."""
+  net, args = image_tower()
+  net = net.clone(depth=3, unroll=3, pool="last", class_token=False, res=12)
+  args = (args[0][:, :12, :12],)
+  params = init(net, args)
+  run = lambda whole: net.apply({"params": params}, *args, whole=whole).x[:, -1:]
+  with pytest.MonkeyPatch.context() as patch:
+    own = jax.nn.dot_product_attention
+    last = lambda q, *a, implementation, **b: own(q, *a, implementation="cudnn", **b)
+    patch.setattr(jax.nn, "dot_product_attention", last)
+    gpu.clear()
+    found = run(False)
+  assert gpu == 2 * [(10, 10, True)] + [(1, 10, False)]
+  wanted = run(True)
+  np.testing.assert_allclose(found, wanted, atol=0.02 * float(jnp.abs(wanted).max()))
+
+
 def test_maps_are_of_the_tokens_that_there_are(gpu):
   net, args = image_tower()
   params = init(net, args)

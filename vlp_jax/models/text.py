@@ -74,6 +74,9 @@ class Encoder(nn.Module):
   unroll: int = 1
   dtype: str = "float32"
 
+  # It is called with `whole` too.
+  picks = True
+
   def setup(self):
     width = self.width
     self.word = embed.Embed(self.vocab.size, width)
@@ -115,6 +118,7 @@ class Encoder(nn.Module):
     prefix: jax.Array | None = None,
     types: jax.Array | None = None,
     memory: tokens_lib.Tokens | None = None,
+    whole: bool = True,
     train: bool = False,
   ) -> tokens_lib.Tokens:
     """Encodes ids; with a memory, every layer attends to it (a decoder's).
@@ -126,6 +130,7 @@ class Encoder(nn.Module):
       prefix: int32 [B] for attention="prefix".
       types: int32 [B, L], rows of the token-type table; None: all 0.
       memory: Tokens of x [B, S, D'].
+      whole: all tokens are wanted; else what `pooled` takes of them is enough.
       train: drops out.
     """
     attention = self.attention if attention is None else attention
@@ -162,8 +167,12 @@ class Encoder(nn.Module):
     if memory is not None:
       other = memory.x
       other_seen = mask_lib.attention(memory.mask, "bidirectional")
+    at = None
+    if not (whole or writing or self.class_token or self.keep_raw):
+      at = pool_lib.place(x.shape[1], mask, self.pool)
     if self.depth:
-      x = block.run(self, x, seen, other, other_seen, train=train)
+      x = block.run(self, x, seen, other, other_seen, at=at, train=train)
+      mask = mask if at is None else None
     if writing and self.class_token:
       return tokens_lib.Tokens(x, mask)
     if classed:

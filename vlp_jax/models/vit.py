@@ -79,6 +79,9 @@ class Encoder(nn.Module):
   unroll: int = 1
   dtype: str = "float32"
 
+  # It is called with `whole` too.
+  picks = True
+
   def setup(self):
     if self.res % self.patch:
       raise ValueError(
@@ -159,9 +162,13 @@ class Encoder(nn.Module):
     image: jax.Array,
     *,
     hidden: jax.Array | None = None,
+    whole: bool = True,
     train: bool = False,
   ) -> tokens_lib.Tokens:
-    """image float [B, R, R, 3], normalised; hidden bool [B, P], patches to mask."""
+    """image float [B, R, R, 3], normalised; hidden bool [B, P], patches to mask.
+
+    whole: all tokens are wanted; else what `pooled` takes of them is enough.
+    """
     if self.stem != "patch":
       x = self.conv_stem(image)
     else:
@@ -186,7 +193,9 @@ class Encoder(nn.Module):
     x = self.drop(x, deterministic=not train)
     if not self.depth:
       return tokens_lib.Tokens(x)
-    x = block.run(self, x, train=train)
+    all_wanted = whole or self.queries or self.keep_raw
+    at = None if all_wanted else pool_lib.place(x.shape[1], None, self.pool)
+    x = block.run(self, x, at=at, train=train)
     x = self.query_pool(x) if self.queries else x
     raw = x if self.keep_raw else None
     x = self.last_norm(x) if self.norm == "pre" else x

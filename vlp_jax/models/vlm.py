@@ -100,6 +100,7 @@ class VLM(nn.Module):
     size: jax.Array | None = None,
     hidden: jax.Array | None = None,
     *,
+    whole: bool = True,
     train: bool = False,
   ) -> tokens_lib.Tokens:
     """uint8 [B, R, R, 3], normalised here, or float of normalised values.
@@ -107,18 +108,22 @@ class VLM(nn.Module):
     size int32 [B, 2], rows and columns of each image where the rest of the canvas is
     padding; for encoders that take it (`models/patches.py`).
     hidden bool [B, P], patches that the encoder replaces by its mask token.
+    whole: all tokens are wanted; else what `embed_image` reads of them is enough, and
+      an encoder that can makes no more.
     """
     if image.dtype == jnp.uint8:
       image = (image.astype(jnp.float32) / 255.0 - jnp.asarray(self.image_mean)) / (
         jnp.asarray(self.image_std)
       )
+    fused = self.fusion is not None and self.fusion.encodes_image
+    more = _asked(self.image, whole or fused)
     if hidden is not None:
-      tokens = self.image(image, hidden=hidden, train=train)
+      tokens = self.image(image, hidden=hidden, train=train, **more)
     elif size is None:
-      tokens = self.image(image, train=train)
+      tokens = self.image(image, train=train, **more)
     else:
-      tokens = self.image(image, size, train=train)
-    if self.fusion is None or not self.fusion.encodes_image:
+      tokens = self.image(image, size, train=train, **more)
+    if not fused:
       return tokens
     # As `fuse` takes them, the tokens are kept as `raw`.
     return self.fusion(tokens, None, train=train)
@@ -143,15 +148,19 @@ class VLM(nn.Module):
     mask: jax.Array,
     *,
     attention: mask_lib.Attention | None = None,
+    whole: bool = True,
     train: bool = False,
   ) -> tokens_lib.Tokens:
     """ids int32 [B, L], mask bool [B, L], false at padding.
 
     attention: None: the text encoder's own; of a fusion that encodes the text too,
       "bidirectional" unless it reads in no such way (a captioner's).
+    whole: as of `encode_image`.
     """
-    tokens = self.text(ids, mask, attention=attention, train=train)
-    if self.fusion is None or not self.fusion.encodes_text:
+    fused = self.fusion is not None and self.fusion.encodes_text
+    more = _asked(self.text, whole or fused)
+    tokens = self.text(ids, mask, attention=attention, train=train, **more)
+    if not fused:
       return tokens
     reads = self.fusion.reads
     own = reads[0] if reads and "bidirectional" not in reads else "bidirectional"
@@ -290,3 +299,8 @@ class VLM(nn.Module):
   def word_logits(self, x: jax.Array) -> jax.Array:
     """[..., D] -> float32 [..., V], tied to the text encoder's word table."""
     return self.text.word_logits(x)
+
+
+def _asked(encoder: nn.Module, whole: bool) -> dict[str, bool]:
+  """What an encoder is told of the tokens that are wanted; most make all of them."""
+  return {} if whole or not getattr(encoder, "picks", False) else {"whole": False}

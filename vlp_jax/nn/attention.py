@@ -41,13 +41,15 @@ def fastest(query: jax.Array, key: jax.Array) -> str:
   """cuDNN where the devices have it, tiles of long sequences on one CPU, else XLA.
 
   query [B, L, N, H], key [B, S, N, H]. cuDNN's flash attention is of 16-bit numbers and
-  heads of a multiple of 8, at most 128. Tiles are made one after another, which would
-  gather what is spread over devices.
+  heads of a multiple of 8, at most 128. For a single query it would have keys and
+  values filled up and copied, which is as much as there is to do. Tiles are made one
+  after another, which would gather what is spread over devices.
   """
   platform = axes.platform()
   half = query.dtype in (jnp.bfloat16, jnp.float16)
   head_dim = query.shape[-1]
-  if platform == "gpu" and half and head_dim % 8 == 0 and head_dim <= 128:
+  several = query.shape[1] > 1
+  if platform == "gpu" and half and several and head_dim % 8 == 0 and head_dim <= 128:
     return "cudnn"
   alone = platform == "cpu" and axes.alone()
   return "tiled" if alone and tiled_attention.worth(query, key) else "xla"

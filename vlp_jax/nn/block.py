@@ -22,6 +22,8 @@ from vlp_jax.ops import pointwise
 Norm = Literal["pre", "post"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
 Remat = Literal["none", "full", "dots", "dots_no_batch"]
+# A place in a sequence: of all rows the same, or int32 [B]; None: every place.
+Place = int | jax.Array | None
 
 ACTIVATIONS = {
   "gelu": pointwise.gelu,
@@ -95,6 +97,26 @@ class Own:
   memory: attention_lib.KeyValue | None = None
 
 
+def pick(x: jax.Array, at: Place) -> jax.Array:
+  """x [B, L, …] at one place of each row: [B, 1, …]; None: x."""
+  if at is None:
+    return x
+  if isinstance(at, int):
+    return x[:, at : at + 1]
+  return jnp.take_along_axis(x, at.reshape(-1, *(1,) * (x.ndim - 1)), axis=1)
+
+
+def pick_queries(mask: Any, at: Place, batch: int) -> Any:
+  """A mask bool [1|B, 1, L, S] of one query of each row, [B, 1, 1, S].
+
+  What is the same for all queries comes as it is.
+  """
+  if not isinstance(mask, jax.Array) or mask.shape[2] == 1:
+    return mask
+  queries = jnp.broadcast_to(mask[:, 0], (batch, *mask.shape[2:]))
+  return pick(queries, at)[:, None]
+
+
 class Block(nn.Module):
   """Self-attention, cross-attention where there is a memory, and an MLP.
 
@@ -123,13 +145,14 @@ class Block(nn.Module):
   dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x, own, mask, memory, memory_mask, train):
+  def __call__(self, x, own, mask, memory, memory_mask, train, at=None):
     """x [B, L, D], own Own, mask bool [B, 1, 1|L, L], None or Writing,
-    memory [B, S, D'] or None, memory_mask bool [B, 1, 1, S] or None."""
+    memory [B, S, D'] or None, memory_mask bool [B, 1, 1, S] or None. at: the place that
+    alone goes on from the self-attention, as `pick` takes it; None: all."""
     branch = functools.partial(residual, self, drop_path=own.drop_path, train=train)
     attend = functools.partial(attention, self, train=train)
     memory = memory if own.memory is None else own.memory
-    x = branch(x, "norm_attn", attend("attn", None, mask))
+    x = branch(x, "norm_attn", attend("attn", None, mask, at=at), at=at)
     if memory is not None:
       if self.mlp_before:
         x = branch(x, "norm_before", mlp(self, "mlp_before"))
@@ -152,16 +175,18 @@ def residual(
   *,
   drop_path: jax.Array | None,
   train: bool,
+  at: Place = None,
 ) -> jax.Array:
   """x and what `layer` makes of it, with norm and dropout as the fields of a block say.
 
-  For use in a compact method of `module`, which has the fields of `Block`.
+  For use in a compact method of `module`, which has the fields of `Block`. at: the
+  place that `layer` answers for; None: all.
   """
   norm = linear.LayerNorm(module.norm_eps, module.dtype, module.bias, name=norm_name)
   y = x
   if module.norm == "pre":
     y, x = norm(x, fork=True)
-  y = layer(y)
+  y, x = layer(y), pick(x, at)
   y = dropout_lib.Dropout(module.dropout)(y, deterministic=not train)
   y = drop_paths(module, y, drop_path, train=train)
   return x + y if module.norm == "pre" else norm(x + y)
@@ -174,8 +199,12 @@ def attention(
   mask: jax.Array | None,
   *,
   train: bool,
+  at: Place = None,
 ) -> Callable[[jax.Array], jax.Array]:
-  """The layer that attends to `memory` (None: to its input), for `residual`."""
+  """The layer that attends to `memory` (None: to its input), for `residual`.
+
+  at: the place of its input that asks; None: all do.
+  """
   layer = attention_lib.Attention(
     module.num_heads,
     module.backend,
@@ -185,7 +214,15 @@ def attention(
     module.bias,
     name=name,
   )
-  return lambda y: layer(y, memory, mask, train=train)
+
+  def attend(y):
+    seen, asked = mask, memory
+    if at is not None:
+      seen = pick_queries(mask, at, y.shape[0])
+      asked = y if memory is None else memory
+    return layer(pick(y, at), asked, seen, train=train)
+
+  return attend
 
 
 def mask_of_memory(memory_mask: Any, mask: Any) -> Any:
@@ -225,22 +262,33 @@ def stack(module: nn.Module, layer: type[nn.Module] = Block) -> nn.Module:
       "dots" keeps matrix products, "dots_no_batch" those without a batch axis.
     unroll: layers per turn of the scan; more is faster to run, slower to compile.
   """
-  block = layer
-  if module.remat != "none":
-    # 0 is the module itself, 6 is `train`.
-    block = nn.remat(
-      layer, prevent_cse=False, static_argnums=(6,), policy=REMAT[module.remat]
-    )
-  scanned = nn.scan(
-    block,
+  return scanned(module, layer, module.depth)(**common_fields(module, layer))
+
+
+def scanned(module: nn.Module, layer: type[nn.Module], depth: int) -> type[nn.Module]:
+  """`layer` over so many layers, as the fields of a tower say (`stack`)."""
+  return nn.scan(
+    rematerialised(module, layer),
     variable_axes=dict.fromkeys(LAYERED, 0),
     split_rngs={"params": True, "dropout": True},
     in_axes=(0,) + 4 * (nn.broadcast,),
-    length=module.depth,
-    unroll=min(module.unroll, module.depth),
+    length=depth,
+    unroll=min(module.unroll, depth),
     metadata_params={nn.PARTITION_NAME: "layers"},
   )
-  return scanned(**common_fields(module, layer))
+
+
+def rematerialised(
+  module: nn.Module, layer: type[nn.Module], static: tuple[int, ...] = (6,)
+) -> type[nn.Module]:
+  """`layer` that keeps for its backward pass what the tower's `remat` says.
+
+  static: arguments of its call that are no arrays; 0 is the layer itself, 6 `train`.
+  """
+  if module.remat == "none":
+    return layer
+  policy = REMAT[module.remat]
+  return nn.remat(layer, prevent_cse=False, static_argnums=static, policy=policy)
 
 
 def last_norm(module: nn.Module) -> Callable[[jax.Array], jax.Array]:
@@ -268,12 +316,15 @@ def run(
   memory_mask: Any = None,
   *,
   keys: attention_lib.KeyValue | None = None,
+  at: Place = None,
   train: bool = False,
 ) -> jax.Array:
   """Runs `module.blocks`, made by `stack`, over x [B, L, D].
 
   memory [B, S, D'] and its mask are as the layer wants them: one, or a tree of arrays.
   keys: those of the memory for all layers, as `remember` makes them.
+  at: the place whose token alone is wanted, [B, 1, D]. The last layer then makes no
+  other, where `can_pick`.
   """
   x = x.astype(module.dtype)
   length = x.shape[1]
@@ -281,8 +332,49 @@ def run(
     x, mask = even(x, mask)
   memory = jax.tree.map(lambda m: m.astype(module.dtype), memory)
   own = Own(drop_rates(module), jax.tree.map(lambda a: jnp.moveaxis(a, 2, 0), keys))
-  x, _ = module.blocks(x, own, mask, memory, memory_mask, train)
-  return axes.row_major(x[:, :length])
+  given = (mask, memory, memory_mask, train)
+  if at is not None and can_pick(module, train=train):
+    return axes.row_major(_run_to(module, x, own, given, at))
+  x, _ = module.blocks(x, own, *given)
+  return axes.row_major(pick(x[:, :length], at))
+
+
+def can_pick(module: nn.Module, *, train: bool) -> bool:
+  """Whether the last layer of a tower of `Block` can make one token alone.
+
+  It is a layer by itself then: not where parameters are made, where weights of
+  attention are looked at, or where dropout draws for each layer and token. And not
+  where layers are scanned: the parameters of the others would be copied for it, which
+  takes as long as it saves.
+  """
+  drops = module.dropout or module.dropout_attention or module.drop_path
+  if module.is_initializing() or _watched(module) or (train and drops):
+    return False
+  unrolled = 1 < module.depth <= module.unroll
+  return unrolled and axes.devices_along("length") == 1
+
+
+def _watched(module):
+  """Whether somebody looks at a stack's attention."""
+  return module.is_mutable_collection("attention") or module.has_variable(
+    "perturbations", "blocks"
+  )
+
+
+def _run_to(module, x, own, given, at):
+  """`run` whose last layer makes the token at one place alone."""
+  params = nn.unbox(module.blocks.variables["params"])
+  fields = common_fields(module, Block) | dict(parent=None)
+  lower, last = (
+    jax.tree.map(lambda a, part=part: a[part], (params, own))
+    for part in (slice(None, -1), -1)
+  )
+  tower = scanned(module, Block, module.depth - 1)(**fields)
+  x, _ = tower.apply({"params": lower[0]}, x, lower[1], *given)
+  static = (6, 7) if isinstance(at, int) else (6,)
+  top = rematerialised(module, Block, static)(**fields)
+  x, _ = top.apply({"params": last[0]}, x, last[1], *given, at)
+  return x
 
 
 def wants_even(module: nn.Module, x: jax.Array, mask: Any, *, train: bool) -> bool:
@@ -291,11 +383,8 @@ def wants_even(module: nn.Module, x: jax.Array, mask: Any, *, train: bool) -> bo
   cuDNN's wants even lengths: filled up here, x is copied once, not in every layer.
   """
   plain = mask is None or (isinstance(mask, jax.Array) and mask.ndim == 4)
-  watched = module.is_mutable_collection("attention") or module.has_variable(
-    "perturbations", "blocks"
-  )
   dropped = train and module.dropout_attention > 0
-  if x.shape[1] % 2 == 0 or not plain or watched or dropped:
+  if x.shape[1] % 2 == 0 or not plain or _watched(module) or dropped:
     return False
   if axes.devices_along("length") > 1:
     return False

@@ -23,17 +23,22 @@ def pool(x: jax.Array, mask: jax.Array | None, kind: Kind) -> jax.Array:
   "first" is the class token; "last" the last real token (CLIP's end of text); "mean"
   averages the real tokens.
   """
-  if kind == "first":
-    return x[:, 0]
-  if kind == "last":
-    if mask is None:
-      return x[:, -1]
-    last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
-    return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+  if (at := place(x.shape[1], mask, kind)) is not None:
+    return block.pick(x, at)[:, 0]
   if mask is None:
     return x.mean(axis=1)
   weight = mask[..., None].astype(jnp.float32)
   return ((x * weight).sum(axis=1) / weight.sum(axis=1)).astype(x.dtype)
+
+
+def place(length: int, mask: jax.Array | None, kind: Kind) -> block.Place:
+  """Where, of so many tokens, the one that `pool` takes stands; None: it takes more."""
+  if kind == "first":
+    return 0
+  if kind == "last":
+    last = length - 1
+    return last if mask is None else last - jnp.argmax(mask[:, ::-1], axis=1)
+  return None
 
 
 class QueryPool(nn.Module):
