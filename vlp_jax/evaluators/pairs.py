@@ -59,7 +59,7 @@ def image_encoder(
 
   def encode(variables, image, *size):
     def call(m, image, *size):
-      out = m.model.encode_image(image, *size, whole=tokens)
+      out = m.model.encode_image(image, *size)
       return m.model.embed_image(out), out if tokens else None
 
     return pretrainer.apply(variables, image, *size, method=call)
@@ -79,7 +79,7 @@ def text_encoder(
 
   def encode(variables, ids, mask):
     def call(m, ids, mask):
-      out = m.model.encode_text(ids, mask, whole=tokens)
+      out = m.model.encode_text(ids, mask)
       words = m.model.words(ids, mask, out) if tokens else None
       return m.model.embed_text(out), words
 
