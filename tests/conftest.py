@@ -7,12 +7,10 @@ import jax
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-# In the environment, so that processes which tests start share it: compiling is what
-# most tests wait for (a tiny ALBEF's step: 12 s, from the cache 1.5 s).
+# In the environment, so that workers and the processes which tests start share it:
+# compiling is what most tests wait for (a tiny ALBEF's step: 12 s, from the cache 1.5).
+# Of an entry that another one still writes JAX warns, and compiles the program itself.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-  # JAX may read an entry while another process still writes it.
-  os.environ["JAX_COMPILATION_CACHE_DIR"] += os.sep + worker
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -1,5 +1,7 @@
 """A tower of which one token is wanted makes no more of its last layer than that."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from vlp_jax.objectives import text_mlm
 from vlp_jax.ops import reduce
 from vlp_jax.planning import flops
 
-SIZES = dict(width=16, depth=3, num_heads=2, mlp_dim=32, unroll=3, init_std=0.2)
+SIZES = dict(width=16, depth=2, num_heads=2, mlp_dim=32, unroll=2, init_std=0.2)
 
 
 class Vocab:
@@ -48,10 +50,11 @@ TOWERS = {
 }
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def started(net, args):
   """Parameters of which none begins as 0, which would hide one that is missing."""
   run = lambda m: m.pooled(m(*args))
-  params = nn.unbox(jax.jit(lambda: net.init(keys(), method=run))()["params"])
+  params = nn.unbox(net.init(keys(), method=run)["params"])
   moved = lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size)).reshape(p.shape)
   return jax.tree.map(moved, params)
 
@@ -123,21 +126,19 @@ def test_the_products_that_are_spared(make):
 
 
 @pytest.mark.parametrize(
-  "fields",
+  ("make", "fields"),
   [
-    dict(unroll=1),  # Scanned.
-    dict(unroll=2),
-    dict(depth=1),
-    dict(dropout=0.1),
-    dict(dropout_attention=0.1),
-    dict(drop_path=0.1),
-    dict(keep_raw=True),
-    dict(pool="mean"),
-    dict(pool="map"),
+    (images, dict(unroll=1)),  # Scanned.
+    (texts, dict(depth=3)),  # Two at a time.
+    (images, dict(dropout=0.1)),
+    (texts, dict(dropout_attention=0.1)),
+    (images, dict(drop_path=0.1)),
+    (images, dict(keep_raw=True)),
+    (texts, dict(keep_raw=True)),
+    (images, dict(pool="mean")),
+    (texts, dict(pool="map")),
   ],
-  ids=lambda fields: "_".join(fields),
 )
-@pytest.mark.parametrize("make", [images, texts])
 def test_where_all_are_made(make, fields):
   net, args = make(**fields)
   more = dict(train=True)
@@ -160,7 +161,7 @@ def test_attention_is_looked_at_in_all_layers():
   net, args = images()
   _, seen = shapes(net, args, whole=False, mutable=["attention"])
   (maps,) = jax.tree.leaves(seen)
-  assert maps.shape == (3, 4, 2, 17, 17)
+  assert maps.shape == (2, 4, 2, 17, 17)
 
 
 def test_queries_that_masks_know_apart():
@@ -189,7 +190,7 @@ def asked(monkeypatch):
 
 def contrast(**fields):
   """A dual encoder, by contrast alone."""
-  model = tiny.model(depth=3, unroll=3, **fields).clone(fusion=None)
+  model = tiny.model(unroll=2, **fields).clone(fusion=None)
   return pretrainer_lib.Pretrainer(model, dict(itc=itc.Objective()), dict(itc=1.0))
 
 
@@ -277,18 +278,15 @@ def test_each_kind_of_data_for_itself(asked):
   assert asked[:3] == [*both(False), ("encode_text", True)]
 
 
-def test_the_loss_and_the_gradient_are_the_same(monkeypatch):
+def test_the_loss_is_the_same(monkeypatch):
   made = contrast()
   variables = tiny.init(made, tiny.batch())
-
-  def loss(params):
-    total, _ = made.apply({"params": params}, tiny.batch())
-    return total.value()
-
-  run = lambda: jax.jit(jax.value_and_grad(loss))(variables["params"])
-  count = lambda: flops.count(jax.grad(loss), variables["params"])
-  got, spared = run(), count()
-  monkeypatch.setattr(block, "can_pick", lambda module, *, train: False)
-  wanted, whole = run(), count()
-  assert spared < 0.9 * whole
-  jax.tree.map(close, got, wanted)
+  loss = lambda variables: made.apply(variables, tiny.batch())[0].value()
+  found = {}
+  for whole in (False, True):
+    if whole:
+      monkeypatch.setattr(block, "can_pick", lambda module, *, train: False)
+    run = lambda variables: loss(variables)
+    found[whole] = float(jax.jit(run)(variables)), flops.count(run, variables)
+  assert found[False][0] == pytest.approx(found[True][0], rel=1e-6)
+  assert found[False][1] < 0.9 * found[True][1]
