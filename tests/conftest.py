@@ -1,5 +1,6 @@
 """What all tests share: eight CPU devices, a cache of compiled programs, quiet TF."""
 
+import gc
 import os
 import pathlib
 
@@ -40,6 +41,10 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 # TensorFlow's C++ log; set before the first import of it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+# Traces are large trees of objects, through all of which Python looks for cycles again
+# and again: where nothing but traces is made, that took a sixth of the time.
+gc.set_threshold(100_000, 20, 50)
 
 # The files that take longest begin first, so that workers end together.
 LONGEST = (
