@@ -364,10 +364,11 @@ def _tell_bad(first, batches):
 def _summary(job, state):
   sizes = {name: tree.size(part) for name, part in state.params["model"].items()}
   parts = ", ".join(f"{n} {s / 1e6:.1f} M" for n, s in sizes.items() if s > 50_000)
+  parts = f" ({parts})" if parts else ""
   mesh = "x".join(str(size) for size in job.mesh.devices.shape)
   device = job.mesh.devices.flat[0]
   return (
-    f"{tree.size(state.params) / 1e6:.1f} M parameters ({parts});"
+    f"{tree.size(state.params) / 1e6:.1f} M parameters{parts};"
     f" {job.time.total} steps of {job.config.batch_size} examples;"
     f" {job.mesh.size} x {device.device_kind}, mesh {mesh}"
   )
@@ -414,7 +415,8 @@ def _report(job, state, evaluators, results, *, seconds):
       found=found,
       maps=maps,
     )
-  print(report.table(results), flush=True)
+  if results:
+    print(report.table(results), flush=True)
   if earlier:
     kept = ", ".join(f"{name} (step {of})" for name, of in earlier.items())
     _log.info("results.json keeps what was not evaluated this time: %s", kept)
