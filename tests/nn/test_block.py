@@ -133,11 +133,16 @@ def test_one_token_of_the_last_layer_is_xlas(gpu):
   params = init(net, args)
   run = lambda whole: net.apply({"params": params}, *args, whole=whole).x[:, -1:]
   with pytest.MonkeyPatch.context() as patch:
-    own = jax.nn.dot_product_attention
-    last = lambda q, *a, implementation, **b: own(q, *a, implementation="cudnn", **b)
-    patch.setattr(jax.nn, "dot_product_attention", last)
+    counted, by = jax.nn.dot_product_attention, []
+
+    def listen(*args, implementation, **more):
+      by.append(implementation)
+      return counted(*args, implementation="cudnn", **more)
+
+    patch.setattr(jax.nn, "dot_product_attention", listen)
     gpu.clear()
     found = run(False)
+  assert by == ["cudnn", "cudnn", "xla"]
   assert gpu == 2 * [(10, 10, True)] + [(1, 10, False)]
   wanted = run(True)
   np.testing.assert_allclose(found, wanted, atol=0.02 * float(jnp.abs(wanted).max()))

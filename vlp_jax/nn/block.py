@@ -109,9 +109,9 @@ def pick(x: jax.Array, at: Place) -> jax.Array:
 def pick_queries(mask: Any, at: Place, batch: int) -> Any:
   """A mask bool [1|B, 1, L, S] of one query of each row, [B, 1, 1, S].
 
-  What is the same for all queries comes as it is.
+  What is the same for all queries, or wanted of all, comes as it is.
   """
-  if not isinstance(mask, jax.Array) or mask.shape[2] == 1:
+  if at is None or not isinstance(mask, jax.Array) or mask.shape[2] == 1:
     return mask
   queries = jnp.broadcast_to(mask[:, 0], (batch, *mask.shape[2:]))
   return pick(queries, at)[:, None]
@@ -216,11 +216,8 @@ def attention(
   )
 
   def attend(y):
-    seen, asked = mask, memory
-    if at is not None:
-      seen = pick_queries(mask, at, y.shape[0])
-      asked = y if memory is None else memory
-    return layer(pick(y, at), asked, seen, train=train)
+    seen = y if memory is None else memory
+    return layer(pick(y, at), seen, pick_queries(mask, at, y.shape[0]), train=train)
 
   return attend
 
