@@ -191,6 +191,7 @@ class Stage(nn.Module):
       in_axes=nn.broadcast,
       length=self.count - 1,
       metadata_params={nn.PARTITION_NAME: "layers"},
+      check_constancy_invariants=False,
     )
     x, _ = scanned(stride=1, widens=False, name="rest", **sizes)(x, train)
     return x

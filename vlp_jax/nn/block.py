@@ -272,6 +272,7 @@ def scanned(module: nn.Module, layer: type[nn.Module], depth: int) -> type[nn.Mo
     length=depth,
     unroll=min(module.unroll, depth),
     metadata_params={nn.PARTITION_NAME: "layers"},
+    check_constancy_invariants=False,
   )
 
 
