@@ -272,7 +272,7 @@ def scanned(module: nn.Module, layer: type[nn.Module], depth: int) -> type[nn.Mo
     length=depth,
     unroll=min(module.unroll, depth),
     metadata_params={nn.PARTITION_NAME: "layers"},
-    check_constancy_invariants=False,
+    check_constancy_invariants=False,  # No trace more: nothing broadcast comes out.
   )
 
 
