@@ -263,7 +263,11 @@ def stack(module: nn.Module, layer: type[nn.Module] = Block) -> nn.Module:
 
 
 def scanned(module: nn.Module, layer: type[nn.Module], depth: int) -> type[nn.Module]:
-  """`layer` over so many layers, as the fields of a tower say (`stack`)."""
+  """`layer` over so many layers, as the fields of a tower say (`stack`).
+
+  Flax would trace it twice, the first time for what comes out broadcast: nothing does.
+  Where parameters are made, it does: keys count traces, and a seed keeps its meaning.
+  """
   return nn.scan(
     rematerialised(module, layer),
     variable_axes=dict.fromkeys(LAYERED, 0),
@@ -272,7 +276,7 @@ def scanned(module: nn.Module, layer: type[nn.Module], depth: int) -> type[nn.Mo
     length=depth,
     unroll=min(module.unroll, depth),
     metadata_params={nn.PARTITION_NAME: "layers"},
-    check_constancy_invariants=False,  # No trace more: nothing broadcast comes out.
+    check_constancy_invariants=module.is_initializing(),
   )
 
 
