@@ -109,6 +109,21 @@ def init(net, args):
   )
 
 
+FIRST = {
+  image_tower: (("mlp", "up"), [-0.00635161, -0.00532667]),
+  text_tower: (("attn", "query"), [-0.0239601, 0.0223366]),
+}
+
+
+@pytest.mark.parametrize("tower", FIRST)
+def test_a_seed_keeps_its_meaning(tower):
+  """Keys count how often a layer was traced: what a seed drew once, it draws."""
+  (branch, name), wanted = FIRST[tower]
+  kernel = init(*tower())["blocks"][branch][name]["kernel"]
+  found = kernel.reshape(2, -1)[:, 0]
+  np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_odd_lengths_are_filled_up_once(gpu, remat):
   net, args = image_tower()
