@@ -191,7 +191,7 @@ class Stage(nn.Module):
       in_axes=nn.broadcast,
       length=self.count - 1,
       metadata_params={nn.PARTITION_NAME: "layers"},
-      check_constancy_invariants=self.is_initializing(),
+      check_constancy_invariants=self.is_initializing(),  # see `block.scanned`
     )
     x, _ = scanned(stride=1, widens=False, name="rest", **sizes)(x, train)
     return x
