@@ -37,6 +37,13 @@ def run(module, variables, image, train=False):
   return jax.jit(apply)(variables, image)
 
 
+def test_a_seed_keeps_its_meaning():
+  """Keys count how often a layer was traced: what a seed drew once, it draws."""
+  kernel = variables()["params"]["stage_1"]["rest"]["look"]["conv"]["kernel"]
+  wanted = [-0.0313717, -0.193235]
+  np.testing.assert_allclose(kernel.reshape(-1)[:2], wanted, rtol=1e-5)
+
+
 def test_tokens_and_what_stands_for_the_image():
   tokens, _ = run(encoder(), variables(), images())
   assert tokens.x.shape == (4, 4, 12) and tokens.pooled.shape == (4, 12)

@@ -265,8 +265,8 @@ def stack(module: nn.Module, layer: type[nn.Module] = Block) -> nn.Module:
 def scanned(module: nn.Module, layer: type[nn.Module], depth: int) -> type[nn.Module]:
   """`layer` over so many layers, as the fields of a tower say (`stack`).
 
-  Flax would trace it twice, the first time for what comes out broadcast: nothing does.
-  Where parameters are made, it does: keys count traces, and a seed keeps its meaning.
+  Traced once: Flax's first of two traces is for what comes out broadcast, and nothing
+  does. Twice where parameters are made: keys count traces, and a seed keeps its meaning.
   """
   return nn.scan(
     rematerialised(module, layer),
