@@ -266,7 +266,8 @@ def scanned(module: nn.Module, layer: type[nn.Module], depth: int) -> type[nn.Mo
   """`layer` over so many layers, as the fields of a tower say (`stack`).
 
   Traced once: Flax's first of two traces is for what comes out broadcast, and nothing
-  does. Twice where parameters are made: keys count traces, and a seed keeps its meaning.
+  does. Twice where parameters are made: keys count traces, and a seed is to keep its
+  meaning.
   """
   return nn.scan(
     rematerialised(module, layer),
